@@ -1,0 +1,176 @@
+"""The command line: `voxtral-finetune COMMAND`. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from voxtral_finetune import __version__
+from voxtral_finetune.errors import FinetuneError, RunError, SettingsError, StopRequested
+from voxtral_finetune.flags import setting_options
+from voxtral_finetune.run import Run
+from voxtral_finetune.settings import Settings, home, read_config
+
+STOPPED = 130
+"""Exit code of a run that was asked to stop, as after Ctrl-C."""
+
+
+class Commands(click.Group):
+    """Shows what went wrong as one line on stderr and ends with an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StopRequested as stop:
+            click.echo(str(stop), err=True)
+            ctx.exit(STOPPED)
+        except FinetuneError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Teach Voxtral a voice, a language or a vocabulary, and prove that it learned.
+
+    Data and runs live in datasets/ and outputs/ under VOXTRAL_FINETUNE_HOME (default: the current folder).
+    """
+
+
+@main.command()
+@setting_options
+@click.option("--config", type=click.Path(path_type=Path), help="A JSON file of settings by name; flags win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, with its own settings.")
+def train(config: Path | None, resume: bool, **flags: Any) -> None:
+    """Fine-tune on a corpus, and measure before and after."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if resume:
+        _execute(_resumed(given, config))
+        return
+    _execute(Run.create(Settings.of({**(read_config(config) if config else {}), **given})))
+
+
+@main.command()
+def demo() -> None:
+    """Fine-tune the built-in model on a built-in voice it has never heard: minutes, on any computer."""
+    folder = Path(__file__).parent / "assets" / "demo"
+    chosen = {
+        **read_config(folder / "settings.json"),
+        "dataset_jsonl": folder,
+        "output_dir": home() / "outputs" / "demo",
+    }
+    _execute(Run.create(Settings.of(chosen)))
+    click.echo(
+        "Next: `make studio` (or `python interface.py`) to record your own voice in the browser, or train on your own"
+        ' JSONL of {"audio_path", "text"} rows:\n'
+        "  voxtral-finetune train --dataset-jsonl data.jsonl"
+    )
+
+
+@main.command(hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+def execute(folder: Path) -> None:
+    """Execute a run folder: what the Studio starts."""
+    _execute(Run.open(folder))
+
+
+@main.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("--audio-root", multiple=True, type=click.Path(path_type=Path), help="A further folder with its audio.")
+@click.option("--show-labels", is_flag=True, help="Show, token by token, what one batch teaches.")
+@click.option(
+    "--model-checkpoint", default=None, help="Whose tokens --show-labels shows (default: the one train uses)."
+)
+@click.option("--strict", is_flag=True, help="End with an error where any row cannot be used.")
+def check(
+    corpus: Path, audio_root: tuple[Path, ...], show_labels: bool, model_checkpoint: str | None, strict: bool
+) -> None:
+    """Look at a corpus: how much there is, in what languages, and what is wrong with it."""
+    from voxtral_finetune.console import Bar
+    from voxtral_finetune.data.corpus import Corpus
+    from voxtral_finetune.data.split import summary
+
+    with Bar("Reading the corpus") as bar:
+        survey = Corpus(corpus, audio_root).survey(bar)
+    facts = summary(survey.utterances)
+    languages = ", ".join(f"{name} {count}" for name, count in facts["languages"].items()) or "none"
+    click.echo(
+        f"{facts['utterances']} utterances, {facts['seconds'] / 60:.1f} minutes, {facts['speakers']} named speakers"
+    )
+    click.echo(f"languages: {languages}")
+    for problem in survey.problems:
+        click.echo(f"{'note' if problem.usable else 'skipped'}: {problem}")
+    if show_labels:
+        _show_labels(survey.utterances, model_checkpoint)
+    if not survey.utterances:
+        raise SettingsError(f"{corpus} has no row that can be used.", "Mend the rows above.")
+    if strict and survey.refused:
+        raise SettingsError(f"{len(survey.refused)} rows cannot be used.", "Mend the rows above.")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--language", help="Two-letter language (default: detected).")
+@click.option("--device", default="auto", help="auto, cuda, mps or cpu.")
+def transcribe(model: str, files: tuple[Path, ...], language: str | None, device: str) -> None:
+    """Transcribe audio files of any length with a checkpoint, adapter or run folder."""
+    from voxtral_finetune.console import Bar, quiet_libraries
+    from voxtral_finetune.data.corpus import Utterance
+    from voxtral_finetune.pipeline import transcribe as texts_of
+
+    quiet_libraries()
+    settings = Settings.of({"model_checkpoint": model, "device": device})
+    rows = [Utterance(file, text="", language=language) for file in files]
+    with Bar("Transcribing") as bar:
+        texts = texts_of(model, rows, settings, bar)
+    for file, text in zip(files, texts, strict=True):
+        line = " ".join(text.split())
+        click.echo(f"{file}\t{line}" if len(files) > 1 else line)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def card(run: Path) -> None:
+    """Write the model card (README.md) of a run from its report and settings."""
+    from voxtral_finetune.publishing.card import write_card
+
+    click.echo(write_card(Run.open(run).folder))
+
+
+def _execute(run: Run) -> None:
+    from voxtral_finetune.console import Console, quiet_libraries
+    from voxtral_finetune.evaluation.report import table
+    from voxtral_finetune.pipeline import execute as execute_run
+
+    quiet_libraries()
+    click.echo(f"Home: {home()}\nRun:  {run.folder}")
+    with Console() as console:
+        run.watch(console)
+        report = execute_run(run)
+    click.echo("\n" + table(report))
+    click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
+
+
+def _resumed(given: dict[str, Any], config: Path | None) -> Run:
+    if set(given) != {"output_dir"} or config:
+        raise SettingsError("--resume goes on with a run's own settings.", "Give it --output-dir RUN and nothing else.")
+    run = Run.open(given["output_dir"])
+    if run.status() == "finished":
+        raise RunError(f"{run.folder} is finished.", "Start a new run with another --output-dir.")
+    return run
+
+
+def _show_labels(utterances: list[Any], checkpoint: str | None) -> None:
+    from voxtral_finetune.data.audio import load
+    from voxtral_finetune.data.collate import Example, TranscriptionCollator, shown
+    from voxtral_finetune.model.load import load_processor
+
+    settings = Settings.of({"model_checkpoint": checkpoint} if checkpoint else {})
+    collator = TranscriptionCollator(load_processor(settings.model.model_checkpoint))
+    batch = [Example(load(row.audio), row.text, row.language, row.audio.name) for row in utterances[:2]]
+    for line in shown(collator, batch):
+        click.echo(line)

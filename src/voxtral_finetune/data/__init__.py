@@ -1,0 +1,1 @@
+"""Speech and text: decoding, corpora, splits, windows, batches."""

@@ -1,0 +1,1 @@
+"""Measuring: transcription, word error rate, verdict."""

@@ -1,0 +1,1 @@
+"""Voxtral checkpoints: where they are, loading, adapting, saving."""

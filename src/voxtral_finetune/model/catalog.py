@@ -1,0 +1,58 @@
+"""Which checkpoints there are by name, and where they lie. Imports no torch: every door asks here what to offer."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is offered by name; `phrases` is the pack of phrases that suits what it knows."""
+
+    name: str
+    title: str
+    folder: Path | None = None
+    phrases: str = "everyday"
+
+
+CHECKPOINTS = (
+    Checkpoint("mistralai/Voxtral-Mini-3B-2507", "Voxtral Mini 3B (a GPU with 16 GB or more)"),
+    Checkpoint("mistralai/Voxtral-Small-24B-2507", "Voxtral Small 24B (a GPU with 80 GB or more)"),
+    Checkpoint("mini", "Built-in mini: knows spoken digits, runs on any computer", ASSETS / "mini", "digits"),
+)
+
+BUILT_IN = {entry.name: entry.folder for entry in CHECKPOINTS if entry.folder}
+
+
+def resolve(name: str) -> str:
+    """What transformers loads for a checkpoint's name: a built-in folder, a local path, or the Hub id as it is."""
+    return str(BUILT_IN.get(name, name))
+
+
+def suggested() -> Checkpoint:
+    """The checkpoint to start with here: the default one with a GPU, otherwise one that any computer can teach."""
+    return CHECKPOINTS[0] if has_gpu() else next(entry for entry in CHECKPOINTS if entry.folder)
+
+
+def phrases_for(name: str) -> str:
+    """The pack of phrases that suits a checkpoint."""
+    return next((entry.phrases for entry in CHECKPOINTS if entry.name == name), "everyday")
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver or an Apple GPU, told without loading torch."""
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return apple or Path("/proc/driver/nvidia/version").exists()
+
+
+def learned_audio(name: str) -> frozenset[str]:
+    """Content hashes of the recordings that a checkpoint says it was built from (`learned_audio.json` beside it)."""
+    path = Path(resolve(name)) / "learned_audio.json"
+    if not path.is_file():
+        return frozenset()
+    return frozenset(json.loads(path.read_text(encoding="utf-8"))["sha256"])

@@ -1,0 +1,111 @@
+"""Loading a Voxtral checkpoint in any form: a built-in name, a Hub id, a merged, adapter or run folder.
+
+Only safetensors are read and no code from a repository is run. An adapter names its base in `adapter_config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, VoxtralForConditionalGeneration, VoxtralProcessor
+
+from voxtral_finetune.errors import ModelError
+from voxtral_finetune.model.catalog import CHECKPOINTS, resolve
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """The device to run on; raises ModelError where the one asked for is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in present.items() if there))
+    if not present[wanted]:
+        raise ModelError(f"This machine has no {wanted} device.", "Use --device auto.")
+    return torch.device(wanted)
+
+
+def weights_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device is fast at it; weights that learn are raised to float32 by `model.adapt`."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def skeleton(checkpoint: str, revision: str | None = None) -> VoxtralForConditionalGeneration:
+    """The model with its real shapes and no weights, on the `meta` device: a few MB whatever its size."""
+    with torch.device("meta"):
+        return VoxtralForConditionalGeneration(read_config(checkpoint, revision))
+
+
+def read_config(checkpoint: str, revision: str | None = None) -> Any:
+    """The checkpoint's config; raises ModelError where there is none or it is not a Voxtral."""
+    source = resolve(checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        names = ", ".join(entry.name for entry in CHECKPOINTS)
+        raise ModelError(
+            f"There is no checkpoint {checkpoint!r} here or on the Hub.", f"Use one of: {names}."
+        ) from error
+    if config.model_type != "voxtral":
+        raise ModelError(f"{checkpoint!r} is a {config.model_type} model, not a Voxtral.", "Use a Voxtral checkpoint.")
+    return config
+
+
+def load_processor(checkpoint: str, revision: str | None = None) -> VoxtralProcessor:
+    """Tokenizer and feature extractor of a checkpoint; of the base, where it is an adapter."""
+    base = adapter_base(model_folder(checkpoint))
+    if base:
+        return load_processor(base)
+    read_config(checkpoint, revision)
+    return VoxtralProcessor.from_pretrained(resolve(checkpoint), revision=revision)
+
+
+def load_model(checkpoint: str, revision: str | None = None, device: torch.device | None = None) -> torch.nn.Module:
+    """Weights ready to transcribe or to be adapted, on `device`; an adapter comes on its base, as PEFT keeps it."""
+    device = device or pick_device()
+    checkpoint = model_folder(checkpoint)
+    base = adapter_base(checkpoint)
+    if base:
+        return _load_adapter(load_model(base, device=device), checkpoint)
+    read_config(checkpoint, revision)
+    try:
+        model = VoxtralForConditionalGeneration.from_pretrained(
+            resolve(checkpoint), revision=revision, dtype=weights_dtype(device), use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"The weights of {checkpoint!r} cannot be loaded: {str(error).splitlines()[0]}",
+            "Download or export the checkpoint again.",
+        ) from error
+    return model.to(device)
+
+
+def adapter_base(checkpoint: str) -> str | None:
+    """The base that an adapter folder names, or None where `checkpoint` is no adapter folder."""
+    path = Path(resolve(checkpoint)) / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def model_folder(checkpoint: str) -> str:
+    """What to load for a run folder: its `model/`; anything else as it is."""
+    folder = Path(checkpoint)
+    if (folder / "events.jsonl").is_file():
+        if not (folder / "model").is_dir():
+            raise ModelError(f"{checkpoint} has not learned anything yet: it has no model/.", "Resume the run first.")
+        return str(folder / "model")
+    return checkpoint
+
+
+def _load_adapter(model: torch.nn.Module, folder: str) -> torch.nn.Module:
+    from peft import PeftModel  # slow to import, and only adapters need it
+
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has no adapter_model.safetensors.", "Export the adapter again as safetensors.")
+    return PeftModel.from_pretrained(model, folder)

@@ -1,0 +1,257 @@
+"""The order of the stages; the only place that knows it.
+
+    data → base score → training → model/ → reload → tuned score → report.json → README.md
+
+Each stage leaves its result in the run folder, so that a run that was stopped or died goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from types import FrameType
+from typing import Any
+
+from voxtral_finetune.data import audio
+from voxtral_finetune.data.corpus import Corpus, Problem, Utterance
+from voxtral_finetune.data.split import Split, split, summary
+from voxtral_finetune.errors import DataError, FinetuneError, SettingsError, StopRequested
+from voxtral_finetune.evaluation.report import Report, Scored
+from voxtral_finetune.evaluation.verdict import compare
+from voxtral_finetune.evaluation.wer import score, word_errors
+from voxtral_finetune.model.catalog import learned_audio
+from voxtral_finetune.publishing.card import write_card
+from voxtral_finetune.run import Run, write_durably
+from voxtral_finetune.settings import Settings, home
+
+Progress = Callable[[int, int], None]
+
+
+def execute(run: Run) -> Report:
+    """Does all of a run that is not done yet; what happens is events of the run, the result its report.
+
+    Raises what went wrong after writing it down as the event `failed`, and StopRequested after `stopped`.
+    """
+    os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
+    settings = run.settings()
+    with run.lock(), _stop_on_signal(run):
+        run.clear_stop()
+        run.emit("started", folder=str(run.folder), pid=os.getpid())
+        try:
+            report = _stages(run, settings)
+        except (StopRequested, KeyboardInterrupt) as stop:
+            run.emit("stopped", what=str(stop))
+            raise
+        except FinetuneError as error:
+            run.emit("failed", what=error.what, fix=error.fix)
+            raise
+        except BaseException as error:
+            fix = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
+            run.emit("failed", what=f"{type(error).__name__}: {error}", fix=fix)
+            raise
+        run.emit("finished", wer_before=report.base.wer, wer_after=report.tuned.wer, verdict=report.verdict.word)
+        return report
+
+
+def _stages(run: Run, settings: Settings) -> Report:
+    divided = _divide(run, settings)
+    base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
+    if not (run.folder / "model").is_dir():
+        _learn(run, settings, divided)
+    tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
+    report = _report(run, settings, divided, base, tuned)
+    report.save(run.folder / "report.json")
+    write_card(run.folder)
+    return report
+
+
+def _divide(run: Run, settings: Settings) -> Split:
+    path = run.folder / "split.json"
+    if path.exists():
+        return Split.load(path)
+    run.emit("stage", name="data", title="Reading the corpus")
+    chosen = settings.data
+    if chosen.dataset_jsonl is None:
+        raise SettingsError("No corpus is named.", "Give --dataset-jsonl FILE, a JSONL file or a corpus folder.")
+    survey = Corpus(chosen.dataset_jsonl, chosen.audio_root).survey(_progress(run))
+    for problem in survey.problems:
+        run.emit("warning", **_problem(problem))
+    if survey.refused and chosen.strict:
+        raise DataError(f"{len(survey.refused)} rows cannot be used.", "Mend them, or run without --strict.")
+    rows = [_with_language(row, chosen.language) for row in survey.utterances]
+    divided = split(rows, chosen.split_by, settings.training.seed, chosen.train_count, chosen.eval_count)
+    divided.save(path)
+    run.emit(
+        "data",
+        skipped=len(survey.refused),
+        by=divided.by,
+        note=divided.note,
+        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
+    )
+    return divided
+
+
+def _learn(run: Run, settings: Settings, divided: Split) -> None:
+    from voxtral_finetune.evaluation.transcribe import Transcriber
+    from voxtral_finetune.model import adapt, load
+    from voxtral_finetune.model.export import export
+    from voxtral_finetune.training.trainer import train
+
+    run.emit("stage", name="training", title="Training")
+    name, revision = settings.model.model_checkpoint, settings.model.model_revision
+    device = load.pick_device(settings.model.device)
+    processor = load.load_processor(name, revision)
+    model = adapt.adapt(load.load_model(name, revision, device), settings.training, name)
+    run.emit("plan", device=str(device), learning_rate=settings.learning_rate, **adapt.count(model))
+    waves = [audio.load(row.audio) for row in divided.dev]
+
+    def score_dev(model: Any) -> float:
+        transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
+        heard = transcriber.transcribe(waves, [row.language for row in divided.dev])
+        return score([row.text for row in divided.dev], heard).wer
+
+    trained = train(run, model, processor, divided, settings, score_dev)
+    run.emit("stage", name="save", title="Saving the best checkpoint")
+    export(trained.best, processor, run.folder / "model", load.weights_dtype(device), adapt.merges(settings.training))
+    facts = {key: value for key, value in asdict(trained).items() if key != "best"}
+    write_durably(run.folder / "trained.json", json.dumps({**facts, **adapt.count(model)}, indent=2) + "\n")
+
+
+def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> list[str]:
+    """What a checkpoint on disk hears in the test set; kept in the run, so that it is heard once."""
+    path = run.folder / f"heard-{name}.json"
+    if path.exists():
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    title = {"base": "Testing the model before training", "tuned": "Testing the tuned model from its saved folder"}
+    run.emit("stage", name=f"test {name}", title=title[name])
+    revision = settings.model.model_revision if name == "base" else None
+    heard = transcribe(checkpoint, rows, settings, _progress(run), revision)
+    write_durably(path, json.dumps(heard, ensure_ascii=False, indent=0) + "\n")
+    return heard
+
+
+def transcribe(
+    checkpoint: str, rows: list[Utterance], settings: Settings, progress: Progress | None, revision: str | None = None
+) -> list[str]:
+    """What a checkpoint (in any form that `model.load` knows) hears in `rows`, in their order."""
+    from voxtral_finetune.evaluation.transcribe import Transcriber
+    from voxtral_finetune.model import load
+
+    model = load.load_model(checkpoint, revision, load.pick_device(settings.model.device))
+    processor = load.load_processor(checkpoint, revision)
+    transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
+    return transcriber.transcribe([audio.load(row.audio) for row in rows], [row.language for row in rows], progress)
+
+
+def _report(run: Run, settings: Settings, divided: Split, base: list[str], tuned: list[str]) -> Report:
+    rows = divided.test
+    references = [row.text for row in rows]
+    errors_base, words = zip(*map(word_errors, references, base), strict=True)
+    errors_tuned, _ = zip(*map(word_errors, references, tuned), strict=True)
+    utterances = [
+        Scored(str(row.audio), row.text, before, after, row.seconds or 0.0, row.language, row.speaker)
+        for row, before, after in zip(rows, base, tuned, strict=True)
+    ]
+    return Report(
+        base=score(references, base),
+        tuned=score(references, tuned),
+        verdict=compare(errors_base, errors_tuned, words),
+        utterances=utterances,
+        model=_model_facts(settings),
+        data=_data_facts(divided),
+        training=_training_facts(run, settings),
+        warnings=_warnings(settings, divided),
+    )
+
+
+def _model_facts(settings: Settings) -> dict[str, Any]:
+    chosen = settings.model
+    facts = {"checkpoint": chosen.model_checkpoint, "revision": chosen.model_revision}
+    return {**facts, "method": settings.training.method, "preset": settings.training.preset}
+
+
+def _data_facts(divided: Split) -> dict[str, Any]:
+    everything = divided.train + divided.dev + divided.test
+    return {
+        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
+        "languages": sorted({row.language for row in everything if row.language}),
+        "speakers": len({row.speaker for row in everything if row.speaker}),
+        "sources": sorted({row.source for row in everything if row.source}),
+        "licences": sorted({row.licence for row in everything if row.licence}),
+        "split_by": divided.by,
+        "split_note": divided.note,
+    }
+
+
+def _training_facts(run: Run, settings: Settings) -> dict[str, Any]:
+    facts = json.loads((run.folder / "trained.json").read_text(encoding="utf-8"))
+    size = sum(path.stat().st_size for path in (run.folder / "model").rglob("*") if path.is_file())
+    chosen = settings.training
+    return {
+        **facts,
+        "size_bytes": size,
+        "learning_rate": settings.learning_rate,
+        "batch_size": chosen.batch_size,
+        "grad_accum": chosen.grad_accum,
+        **({"lora_r": chosen.lora_r, "lora_alpha": chosen.lora_alpha} if chosen.method == "lora" else {}),
+    }
+
+
+def _warnings(settings: Settings, divided: Split) -> list[str]:
+    """What a reader of the numbers must know."""
+    known = learned_audio(settings.model.model_checkpoint)
+    heard = sum(row.sha256 in known for row in divided.test)
+    if not heard:
+        return []
+    share = f"{heard} of {len(divided.test)}"
+    return [f"{share} test recordings were in the base model's own training; its WER before is too good there."]
+
+
+def _with_language(row: Utterance, language: str | None) -> Utterance:
+    return row if row.language or not language else replace(row, language=language)
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {"line": problem.line, "file": problem.file, "what": problem.what, "fix": problem.fix}
+
+
+def _progress(run: Run) -> Progress:
+    """Events of how far a stage is, at most one a second; also where a run that was asked to stop does."""
+    shown = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if run.stop_requested():
+            again = f"Go on with: voxtral-finetune train --resume --output-dir {run.folder}"
+            raise StopRequested("Stopped before training was done.", again)
+        if done == total or time.monotonic() - shown >= 1:
+            shown = time.monotonic()
+            run.emit("progress", done=done, total=total)
+
+    return progress
+
+
+@contextmanager
+def _stop_on_signal(run: Run) -> Iterator[None]:
+    """Makes the first Ctrl-C or SIGTERM ask the run to stop, and a second Ctrl-C end it at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if run.stop_requested() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.request_stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals; the stop file works everywhere
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

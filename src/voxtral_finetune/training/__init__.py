@@ -1,0 +1,1 @@
+"""Learning: the Trainer, its callbacks and its checkpoints."""

@@ -1,0 +1,147 @@
+"""That it learns, stops when it has to, and goes on as if nothing had happened."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import spoken
+from voxtral_finetune.data import audio
+from voxtral_finetune.data.collate import Example, TranscriptionCollator
+from voxtral_finetune.data.corpus import Corpus, Utterance
+from voxtral_finetune.data.split import Split
+from voxtral_finetune.errors import StopRequested
+from voxtral_finetune.evaluation.transcribe import Transcriber
+from voxtral_finetune.evaluation.wer import score
+from voxtral_finetune.model import adapt, load
+from voxtral_finetune.run import Run
+from voxtral_finetune.settings import Settings
+from voxtral_finetune.training.dataset import Utterances
+from voxtral_finetune.training.trainer import newest_checkpoint, only_at_labels, train
+
+TEXTS = ["low", "mid high", "high low mid", "low low", "mid", "high", "mid low high", "high high"]
+
+
+@pytest.fixture
+def eight(write_corpus):
+    """Eight utterances that are learned, chosen by and tested on: whether it can learn at all."""
+    rows = Corpus(write_corpus([(text, {"language": "en"}) for text in TEXTS])).survey().utterances
+    return Split(rows, rows, rows, "random", "")
+
+
+def settings_for(folder, **changed):
+    chosen = {"method": "full", "learning_rate": 5e-3, "epochs": 100, "batch_size": 8, "grad_accum": 1}
+    return Settings.of({**chosen, "eval_steps": 100, "patience": 0, "device": "cpu", "output_dir": folder, **changed})
+
+
+def taught(run, checkpoint, split, settings):
+    """Trains in `run` and returns (what training did, dev WER at each evaluation)."""
+    processor = load.load_processor(str(checkpoint))
+    model = adapt.adapt(load.load_model(str(checkpoint)), settings.training, str(checkpoint))
+    rates = []
+
+    def score_dev(model):
+        heard = Transcriber(model, processor).transcribe(
+            [audio.load(row.audio) for row in split.dev], [row.language for row in split.dev]
+        )
+        rates.append(score([row.text for row in split.dev], heard).wer)
+        return rates[-1]
+
+    return train(run, model, processor, split, settings, score_dev), rates
+
+
+def test_eight_utterances_are_learned_by_heart(small_checkpoint, eight, tmp_path):
+    settings = settings_for(tmp_path / "run")
+    trained, rates = taught(Run.create(settings), small_checkpoint, eight, settings)
+    assert rates[0] > 0.5
+    assert rates[-1] == 0.0
+    assert trained.best_step == trained.steps == 100
+
+
+def test_without_the_end_of_text_nothing_useful_is_learned(small_checkpoint, eight, tmp_path, monkeypatch):
+    whole = TranscriptionCollator.target
+    monkeypatch.setattr(TranscriptionCollator, "target", lambda self, text: whole(self, text)[:-1])
+    settings = settings_for(tmp_path / "run")
+    _, rates = taught(Run.create(settings), small_checkpoint, eight, settings)
+    assert rates[-1] > 0.5
+
+
+def test_the_loss_at_labels_only_is_the_loss(small_checkpoint):
+    model = load.load_model(str(small_checkpoint)).eval()
+    collator = TranscriptionCollator(load.load_processor(str(small_checkpoint)))
+    batch = collator([Example(spoken(text), text, "en", text) for text in ("low", "mid high low")])
+    whole = model(**batch)
+    short = model(**batch, **only_at_labels(batch["labels"]))
+    torch.testing.assert_close(short.loss, whole.loss)
+    assert short.logits.numel() < whole.logits.numel() / 5
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(small_checkpoint, eight, tmp_path, method):
+    options = {"method": method, "epochs": 8, "eval_steps": 2, "logging_steps": 1, "batch_size": 4, "lora_dropout": 0}
+    losses = {}
+    for name in ("whole", "stopped"):
+        settings = settings_for(tmp_path / name, **options)
+        run = Run.create(settings)
+        if name == "stopped":
+            run.watch(lambda event, run=run: run.request_stop() if event.fields.get("step") == 6 else None)
+            with pytest.raises(StopRequested, match=r"at step [67] of 16; a checkpoint is saved"):
+                taught(run, small_checkpoint, eight, settings)
+            run.clear_stop()
+            run = Run.open(run.folder)
+        taught(run, small_checkpoint, eight, settings)
+        steps = {event.fields["step"]: event.fields["loss"] for event in run.events() if event.kind == "step"}
+        losses[name] = [steps[number] for number in range(1, 17)]
+    np.testing.assert_allclose(losses["stopped"], losses["whole"], rtol=1e-5)
+
+
+def test_the_best_checkpoint_is_kept_and_training_stops_early(small_checkpoint, eight, tmp_path):
+    settings = settings_for(tmp_path / "run", method="lora", epochs=20, eval_steps=1, patience=3)
+    run = Run.create(settings)
+    rates = iter([0.9, 0.5, 0.3, 0.4, 0.3, 0.35, 0.2])
+    processor = load.load_processor(str(small_checkpoint))
+    model = adapt.adapt(load.load_model(str(small_checkpoint)), settings.training, str(small_checkpoint))
+    trained = train(run, model, processor, eight, settings, lambda _: next(rates))
+    assert (trained.best_step, trained.steps) == (2, 5)
+    assert trained.best.name == "checkpoint-2"
+    assert [event.fields["wer"] for event in run.events() if event.kind == "eval"] == [0.9, 0.5, 0.3, 0.4, 0.3, 0.35]
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    run = Run.create(settings_for(tmp_path / "run"))
+    for step, whole in ((5, True), (10, True), (15, False)):
+        folder = run.folder / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if whole:
+            (folder / "COMPLETE").touch()
+    assert newest_checkpoint(run).endswith("checkpoint-10")
+
+
+def test_curves_are_events_and_stay_on_this_machine(small_checkpoint, eight, tmp_path, home):
+    settings = settings_for(tmp_path / "run", epochs=2, eval_steps=1, logging_steps=1)
+    run = Run.create(settings)
+    taught(run, small_checkpoint, eight, settings)
+    steps = [event.fields for event in run.events() if event.kind == "step"]
+    assert [fields["step"] for fields in steps] == [1, 2]
+    for fields in steps:
+        assert fields["perplexity"] == pytest.approx(math.exp(fields["loss"]))
+        assert {"learning_rate", "grad_norm", "epoch", "seconds"} <= fields.keys()
+    assert json.loads((run.folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+
+
+def test_a_share_of_prompts_leaves_the_language_out_by_epoch(tmp_path):
+    audio.write(tmp_path / "a.wav", spoken("low"), 16_000)
+    rows = [Utterance(tmp_path / "a.wav", "low", "en", sha256=str(number)) for number in range(400)]
+    data = Utterances(rows, language_free_share=0.15, seed=1)
+
+    def free(epoch):
+        data.set_epoch(epoch)
+        return [index for index, row in enumerate(rows) if data._draw(row) < 0.15]
+
+    assert 30 <= len(free(0)) <= 90
+    assert free(0) != free(1)
+    assert free(0) == free(0)
+    data.set_epoch(0)
+    assert data[free(0)[0]].language is None
