@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from voxtral_finetune.data import audio
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no retries against a network that is not there
 
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # Trackio reads it once, when it is imported
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
@@ -20,7 +23,6 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("VOXTRAL_FINETUNE_HOME", str(folder))
-    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
     return folder
 
 

@@ -143,7 +143,7 @@ def card(run: Path) -> None:
 
 def _execute(run: Run) -> None:
     from voxtral_finetune.console import Console, quiet_libraries
-    from voxtral_finetune.evaluation.report import table
+    from voxtral_finetune.evaluation.report import table, training_line
     from voxtral_finetune.pipeline import execute as execute_run
 
     quiet_libraries()
@@ -151,7 +151,7 @@ def _execute(run: Run) -> None:
     with Console() as console:
         run.watch(console)
         report = execute_run(run)
-    click.echo("\n" + table(report))
+    click.echo("\n" + table(report) + training_line(report))
     click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
 
 

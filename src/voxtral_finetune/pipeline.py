@@ -55,11 +55,13 @@ def execute(run: Run) -> Report:
             fix = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
             run.emit("failed", what=f"{type(error).__name__}: {error}", fix=fix)
             raise
-        run.emit("finished", wer_before=report.base.wer, wer_after=report.tuned.wer, verdict=report.verdict.word)
+        run.emit("finished")
         return report
 
 
 def _stages(run: Run, settings: Settings) -> Report:
+    from voxtral_finetune.training.callbacks import track_result
+
     divided = _divide(run, settings)
     base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
     if not (run.folder / "model").is_dir():
@@ -68,7 +70,25 @@ def _stages(run: Run, settings: Settings) -> Report:
     report = _report(run, settings, divided, base, tuned)
     report.save(run.folder / "report.json")
     write_card(run.folder)
+    facts = result(report)
+    run.emit("result", verdict=report.verdict.word, **facts)
+    track_result(run, settings, facts)
     return report
+
+
+def result(report: Report) -> dict[str, float]:
+    """The numbers that a run ends with: error rates, the difference's interval, time, memory, size on disk."""
+    verdict, training = report.verdict, report.training
+    measured = ("seconds", "seconds_to_best", "best_step", "peak_memory_bytes", "size_bytes")
+    return {
+        "wer_before": report.base.wer,
+        "wer_after": report.tuned.wer,
+        "cer_before": report.base.cer,
+        "cer_after": report.tuned.cer,
+        "difference_low": verdict.low,
+        "difference_high": verdict.high,
+        **{name: training[name] for name in measured},
+    }
 
 
 def _divide(run: Run, settings: Settings) -> Split:

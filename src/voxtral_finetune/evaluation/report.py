@@ -93,6 +93,16 @@ def table(report: Report) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def training_line(report: Report) -> str:
+    """What the training took, in a line."""
+    facts = report.training
+    return (
+        f"Trained {facts['seconds']:.0f} s in {facts['steps']} updates; the best was update {facts['best_step']},"
+        f" after {facts['seconds_to_best']:.0f} s. Peak memory {facts['peak_memory_bytes'] / 1e9:.1f} GB,"
+        f" model {facts['size_bytes'] / 1e6:.1f} MB on disk."
+    )
+
+
 def error_name(score: Score) -> str:
     """What `score.wer` is to be called: in scripts without spaces it counts characters."""
     return f"{score.unit} error rate"

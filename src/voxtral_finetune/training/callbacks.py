@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TrackioCallback
 
 from voxtral_finetune.run import Run, write_durably
+from voxtral_finetune.settings import Settings
 
 COMPLETE = "COMPLETE"
 """Written into a checkpoint last of all: one without it was cut off while it was saved."""
@@ -79,6 +80,17 @@ class QuietTrackio(TrackioCallback):
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             super().on_train_end(*args, **kwargs)
+
+
+def track_result(run: Run, settings: Settings, facts: dict[str, float]) -> None:
+    """Adds what was measured at the end to the run's curves in Trackio."""
+    import trackio  # a second to import, and only here beside transformers' own callback
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        chosen = settings.tracking
+        trackio.init(project=chosen.project, name=run.name, space_id=chosen.trackio_space, resume="allow")
+        trackio.log({f"test/{name}": value for name, value in facts.items()})
+        trackio.finish()
 
 
 class KeepBestAndStop(TrainerCallback):

@@ -136,7 +136,7 @@ def training_arguments(run: Run, settings: Settings, utterances: int, device: to
     per_update = chosen.batch_size * chosen.grad_accum
     updates = max(1, math.ceil(math.ceil(utterances / per_update) * chosen.epochs))
     eval_steps = min(chosen.eval_steps or max(1, updates // EVALUATIONS), updates)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
         per_device_train_batch_size=chosen.batch_size,
         per_device_eval_batch_size=settings.evaluation.eval_batch_size,
@@ -171,6 +171,10 @@ def training_arguments(run: Run, settings: Settings, utterances: int, device: to
         trackio_space_id=settings.tracking.trackio_space,
         trackio_static_space_id=False,  # the default would publish the curves with a push to the Hub
     )
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # several GPUs are torchrun's: nn.DataParallel cannot split these batches
+    return arguments
 
 
 def newest_checkpoint(run: Run) -> str | None:

@@ -1,6 +1,5 @@
 """That it learns, stops when it has to, and goes on as if nothing had happened."""
 
-import json
 import math
 
 import numpy as np
@@ -18,6 +17,7 @@ from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.model import adapt, load
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
+from voxtral_finetune.training.callbacks import track_result
 from voxtral_finetune.training.dataset import Utterances
 from voxtral_finetune.training.trainer import newest_checkpoint, only_at_labels, train
 
@@ -119,8 +119,11 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     assert newest_checkpoint(run).endswith("checkpoint-10")
 
 
-def test_curves_are_events_and_stay_on_this_machine(small_checkpoint, eight, tmp_path, home):
-    settings = settings_for(tmp_path / "run", epochs=2, eval_steps=1, logging_steps=1)
+def test_curves_are_events_and_in_trackio_on_this_machine(small_checkpoint, eight, tmp_path, capsys):
+    import trackio
+    from trackio.sqlite_storage import SQLiteStorage
+
+    settings = settings_for(tmp_path / "run", epochs=2, eval_steps=1, logging_steps=1, project="curves")
     run = Run.create(settings)
     taught(run, small_checkpoint, eight, settings)
     steps = [event.fields for event in run.events() if event.kind == "step"]
@@ -128,7 +131,12 @@ def test_curves_are_events_and_stay_on_this_machine(small_checkpoint, eight, tmp
     for fields in steps:
         assert fields["perplexity"] == pytest.approx(math.exp(fields["loss"]))
         assert {"learning_rate", "grad_norm", "epoch", "seconds"} <= fields.keys()
-    assert json.loads((run.folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+    track_result(run, settings, {"wer_before": 0.5, "wer_after": 0.25})
+    (tracked,) = trackio.Api().runs("curves")
+    assert tracked.name == "run"
+    logged = {name for row in SQLiteStorage.get_logs("curves", "run", run_id=tracked.id) for name in row}
+    assert {"train/loss", "train/learning_rate", "eval/loss", "eval/wer", "test/wer_after"} <= logged
+    assert "trackio" not in capsys.readouterr().out.lower()
 
 
 def test_a_share_of_prompts_leaves_the_language_out_by_epoch(tmp_path):
