@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is offered by name; `phrases` is the pack of phrases that suits what it knows."""
+    """A checkpoint that is offered by name.
+
+    `phrases` is the pack of phrases that suits what it knows, `recommended` the settings that teach it best where
+    those are not the general defaults.
+    """
 
     name: str
     title: str
     folder: Path | None = None
     phrases: str = "everyday"
+    recommended: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _demo_settings() -> dict[str, Any]:
+    """How the demo teaches the built-in checkpoint."""
+    settings: dict[str, Any] = json.loads((ASSETS / "demo" / "settings.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in settings.items() if name != "model_checkpoint"}
 
 
 CHECKPOINTS = (
     Checkpoint("mistralai/Voxtral-Mini-3B-2507", "Voxtral Mini 3B (a GPU with 16 GB or more)"),
     Checkpoint("mistralai/Voxtral-Small-24B-2507", "Voxtral Small 24B (a GPU with 80 GB or more)"),
-    Checkpoint("mini", "Built-in mini: knows spoken digits, runs on any computer", ASSETS / "mini", "digits"),
+    Checkpoint(
+        name="mini",
+        title="Built-in mini: knows spoken digits, runs on any computer",
+        folder=ASSETS / "mini",
+        phrases="digits",
+        recommended=_demo_settings(),
+    ),
 )
 
 BUILT_IN = {entry.name: entry.folder for entry in CHECKPOINTS if entry.folder}
@@ -39,9 +58,9 @@ def suggested() -> Checkpoint:
     return CHECKPOINTS[0] if has_gpu() else next(entry for entry in CHECKPOINTS if entry.folder)
 
 
-def phrases_for(name: str) -> str:
-    """The pack of phrases that suits a checkpoint."""
-    return next((entry.phrases for entry in CHECKPOINTS if entry.name == name), "everyday")
+def named(name: str) -> Checkpoint:
+    """What is known of a checkpoint by its name; of one that is not listed, the general defaults."""
+    return next((entry for entry in CHECKPOINTS if entry.name == name), Checkpoint(name, name))
 
 
 def has_gpu() -> bool:

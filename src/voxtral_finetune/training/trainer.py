@@ -68,6 +68,14 @@ class VoxtralTrainer(Trainer):
             output.metrics[METRIC] = self.score_dev(self.accelerator.unwrap_model(self.model))
         return output
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saves an adapter without asking the Hub whether its base had other embeddings, as PEFT would each time."""
+        target: Any = self.model
+        if hasattr(target, "peft_config") and self.args.should_save:
+            target.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        elif not hasattr(target, "peft_config"):
+            super()._save(output_dir, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Puts saved weights back; transformers' own loads a full checkpoint by name, not strictly: nothing matches."""
         target: Any = model or self.model

@@ -1,0 +1,1 @@
+"""The Studio: the same corpora and runs in a browser."""
