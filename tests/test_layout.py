@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "voxtral_finetune"
 ORDER = (
     *("errors", "settings", "run", "data", "model", "training", "evaluation", "publishing"),
-    *("pipeline", "flags", "console", "cli", "studio"),
+    *("pipeline", "flags", "console", "commands", "cli", "studio"),
 )
 LIGHT = (
-    *("errors", "settings", "run", "pipeline", "flags", "console", "cli", "studio.app"),
-    *("data.audio", "data.corpus", "data.phrases", "data.split", "model.catalog"),
-    *("evaluation.report", "evaluation.verdict", "evaluation.wer", "publishing.card"),
+    *("errors", "settings", "run", "pipeline", "flags", "console", "commands", "cli", "studio.app"),
+    *(f"data.{path.stem}" for path in sorted((SOURCE / "data").glob("[a-z]*.py")) if path.stem != "collate"),
+    "model.catalog",
+    *("evaluation.measured", "evaluation.report", "evaluation.verdict", "evaluation.wer", "publishing.card"),
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-not-found]  # of this tool alone
+import onnxruntime
 import soundfile
 import soxr
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from voxtral_finetune import __version__
+from voxtral_finetune.commands import forget, phrases, prepare
 from voxtral_finetune.errors import FinetuneError, RunError, SettingsError, StopRequested
 from voxtral_finetune.flags import setting_options
 from voxtral_finetune.run import Run
@@ -174,3 +175,8 @@ def _show_labels(utterances: list[Any], checkpoint: str | None) -> None:
     batch = [Example(load(row.audio), row.text, row.language, row.audio.name) for row in utterances[:2]]
     for line in shown(collator, batch):
         click.echo(line)
+
+
+main.add_command(prepare)
+main.add_command(forget)
+main.add_command(phrases)

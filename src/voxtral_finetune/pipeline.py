@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from voxtral_finetune.data import audio
-from voxtral_finetune.data.corpus import Corpus, Problem, Utterance
+from voxtral_finetune.data import audio, segments, sources
+from voxtral_finetune.data.corpus import Corpus
+from voxtral_finetune.data.rows import Columns, Problem, Utterance
 from voxtral_finetune.data.split import Split, split, summary
 from voxtral_finetune.errors import DataError, FinetuneError, SettingsError, StopRequested
-from voxtral_finetune.evaluation.report import Report, Scored
-from voxtral_finetune.evaluation.verdict import compare
-from voxtral_finetune.evaluation.wer import score, word_errors
-from voxtral_finetune.model.catalog import learned_audio
+from voxtral_finetune.evaluation.measured import measured, result
+from voxtral_finetune.evaluation.report import Report
+from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.publishing.card import write_card
 from voxtral_finetune.run import Run, write_durably
 from voxtral_finetune.settings import Settings, home
@@ -67,7 +69,7 @@ def _stages(run: Run, settings: Settings) -> Report:
     if not (run.folder / "model").is_dir():
         _learn(run, settings, divided)
     tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
-    report = _report(run, settings, divided, base, tuned)
+    report = measured(run, settings, divided, base, tuned)
     report.save(run.folder / "report.json")
     write_card(run.folder)
     facts = result(report)
@@ -76,30 +78,13 @@ def _stages(run: Run, settings: Settings) -> Report:
     return report
 
 
-def result(report: Report) -> dict[str, float]:
-    """The numbers that a run ends with: error rates, the difference's interval, time, memory, size on disk."""
-    verdict, training = report.verdict, report.training
-    measured = ("seconds", "seconds_to_best", "best_step", "peak_memory_bytes", "size_bytes")
-    return {
-        "wer_before": report.base.wer,
-        "wer_after": report.tuned.wer,
-        "cer_before": report.base.cer,
-        "cer_after": report.tuned.cer,
-        "difference_low": verdict.low,
-        "difference_high": verdict.high,
-        **{name: training[name] for name in measured},
-    }
-
-
 def _divide(run: Run, settings: Settings) -> Split:
     path = run.folder / "split.json"
     if path.exists():
         return Split.load(path)
     run.emit("stage", name="data", title="Reading the corpus")
     chosen = settings.data
-    if chosen.dataset_jsonl is None:
-        raise SettingsError("No corpus is named.", "Give --dataset-jsonl FILE, a JSONL file or a corpus folder.")
-    survey = Corpus(chosen.dataset_jsonl, chosen.audio_root).survey(_progress(run))
+    survey = sources.survey(_corpus(run, settings), chosen.audio_root, _columns(settings), _progress(run))
     for problem in survey.problems:
         run.emit("warning", **_problem(problem))
     if survey.refused and chosen.strict:
@@ -117,6 +102,41 @@ def _divide(run: Run, settings: Settings) -> Split:
     return divided
 
 
+def _corpus(run: Run, settings: Settings) -> Path:
+    """Where the corpus is; a dataset of the Hub is streamed into one under datasets/ first, its commit noted."""
+    chosen = settings.data
+    if (chosen.dataset_jsonl is None) == (chosen.dataset_name is None):
+        many = "No corpus is named." if chosen.dataset_name is None else "Two corpora are named."
+        raise SettingsError(many, "Give --dataset-jsonl PATH, or --dataset-name of a dataset on the Hub.")
+    if chosen.dataset_jsonl is not None:
+        return chosen.dataset_jsonl
+    from voxtral_finetune.data.hub import HubSpec, import_hub
+
+    spec = HubSpec(
+        str(chosen.dataset_name),
+        chosen.dataset_config,
+        chosen.dataset_split,
+        chosen.dataset_revision,
+        chosen.audio_column,
+        chosen.text_column,
+        chosen.language,
+        chosen.max_hours,
+        settings.training.seed if chosen.max_hours else None,
+    )
+    parts = filter(None, (chosen.dataset_name, chosen.dataset_config, chosen.dataset_split))
+    corpus = Corpus.create(home() / "datasets" / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)))
+    imported = import_hub(corpus, spec, _progress(run))
+    run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
+    return corpus.folder
+
+
+def _columns(settings: Settings) -> Columns:
+    chosen = settings.data
+    if chosen.dataset_name:
+        return Columns()  # the import has named them as a corpus does
+    return Columns(chosen.audio_column, chosen.text_column, chosen.language_column, chosen.speaker_column)
+
+
 def _learn(run: Run, settings: Settings, divided: Split) -> None:
     from voxtral_finetune.evaluation.transcribe import Transcriber
     from voxtral_finetune.model import adapt, load
@@ -129,7 +149,7 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
     processor = load.load_processor(name, revision)
     model = adapt.adapt(load.load_model(name, revision, device), settings.training, name)
     run.emit("plan", device=str(device), learning_rate=settings.learning_rate, **adapt.count(model))
-    waves = [audio.load(row.audio) for row in divided.dev]
+    waves = [audio.load(row.audio, *row.span) for row in divided.dev]
 
     def score_dev(model: Any) -> float:
         transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
@@ -166,71 +186,32 @@ def transcribe(
     model = load.load_model(checkpoint, revision, load.pick_device(settings.model.device))
     processor = load.load_processor(checkpoint, revision)
     transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
-    return transcriber.transcribe([audio.load(row.audio) for row in rows], [row.language for row in rows], progress)
+    waves = [audio.load(row.audio, *row.span) for row in rows]
+    return transcriber.transcribe(waves, [row.language for row in rows], progress)
 
 
-def _report(run: Run, settings: Settings, divided: Split, base: list[str], tuned: list[str]) -> Report:
-    rows = divided.test
-    references = [row.text for row in rows]
-    errors_base, words = zip(*map(word_errors, references, base), strict=True)
-    errors_tuned, _ = zip(*map(word_errors, references, tuned), strict=True)
-    utterances = [
-        Scored(str(row.audio), row.text, before, after, row.seconds or 0.0, row.language, row.speaker)
-        for row, before, after in zip(rows, base, tuned, strict=True)
-    ]
-    return Report(
-        base=score(references, base),
-        tuned=score(references, tuned),
-        verdict=compare(errors_base, errors_tuned, words),
-        utterances=utterances,
-        model=_model_facts(settings),
-        data=_data_facts(divided),
-        training=_training_facts(run, settings),
-        warnings=_warnings(settings, divided),
-    )
+def import_recording(
+    corpus: Corpus,
+    recording: Path,
+    transcript: str | None,
+    checkpoint: str,
+    language: str | None,
+    piece_seconds: float,
+    threshold: float,
+    progress: Progress | None = None,
+) -> segments.Imported:
+    """Cuts one long recording into utterances of `corpus`, drafted by a checkpoint (docs/recording.md)."""
+    from voxtral_finetune.evaluation.transcribe import Transcriber
+    from voxtral_finetune.model import load
 
+    transcriber = Transcriber(load.load_model(checkpoint), load.load_processor(checkpoint))
+    longest = min(piece_seconds, transcriber.collator.window_samples / audio.SAMPLE_RATE)
 
-def _model_facts(settings: Settings) -> dict[str, Any]:
-    chosen = settings.model
-    facts = {"checkpoint": chosen.model_checkpoint, "revision": chosen.model_revision}
-    return {**facts, "method": settings.training.method, "preset": settings.training.preset}
+    def draft(waves: Sequence[audio.Wave]) -> list[str]:
+        return transcriber.transcribe(waves, [language] * len(waves))
 
-
-def _data_facts(divided: Split) -> dict[str, Any]:
-    everything = divided.train + divided.dev + divided.test
-    return {
-        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
-        "languages": sorted({row.language for row in everything if row.language}),
-        "speakers": len({row.speaker for row in everything if row.speaker}),
-        "sources": sorted({row.source for row in everything if row.source}),
-        "licences": sorted({row.licence for row in everything if row.licence}),
-        "split_by": divided.by,
-        "split_note": divided.note,
-    }
-
-
-def _training_facts(run: Run, settings: Settings) -> dict[str, Any]:
-    facts = json.loads((run.folder / "trained.json").read_text(encoding="utf-8"))
-    size = sum(path.stat().st_size for path in (run.folder / "model").rglob("*") if path.is_file())
-    chosen = settings.training
-    return {
-        **facts,
-        "size_bytes": size,
-        "learning_rate": settings.learning_rate,
-        "batch_size": chosen.batch_size,
-        "grad_accum": chosen.grad_accum,
-        **({"lora_r": chosen.lora_r, "lora_alpha": chosen.lora_alpha} if chosen.method == "lora" else {}),
-    }
-
-
-def _warnings(settings: Settings, divided: Split) -> list[str]:
-    """What a reader of the numbers must know."""
-    known = learned_audio(settings.model.model_checkpoint)
-    heard = sum(row.sha256 in known for row in divided.test)
-    if not heard:
-        return []
-    share = f"{heard} of {len(divided.test)}"
-    return [f"{share} test recordings were in the base model's own training; its WER before is too good there."]
+    fields = {"language": language}
+    return segments.import_recording(corpus, recording, transcript, draft, longest, threshold, progress, **fields)
 
 
 def _with_language(row: Utterance, language: str | None) -> Utterance:

@@ -32,7 +32,24 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What is learned from."""
 
-    dataset_jsonl: Path | None = Field(None, description='The corpus: a JSONL file of {"audio_path", "text"} rows.')
+    dataset_jsonl: Path | None = Field(
+        None, description="The corpus: a JSONL file, or speech in any form that prepare reads (docs/datasets.md)."
+    )
+    dataset_name: str | None = Field(
+        None, description="A dataset of the Hub to learn from, instead of --dataset-jsonl."
+    )
+    dataset_config: str | None = Field(None, description="Its config (default: its only one).")
+    dataset_split: str | None = Field(None, description="Its split (default: train, or its only one).")
+    dataset_revision: str | None = Field(
+        None, description="Its branch, tag or commit (default: main); the run notes the commit."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, description="Stream at most so many hours of the dataset, sampled by the seed."
+    )
+    audio_column: str | None = Field(None, description="The column that names or holds audio (default: found).")
+    text_column: str | None = Field(None, description="The column that holds what is said (default: found).")
+    language_column: str | None = Field(None, description="The column that holds the language (default: found).")
+    speaker_column: str | None = Field(None, description="The column that names who speaks (default: found).")
     audio_root: list[Path] = Field(
         [], description="A folder outside the corpus that its rows may name audio in; may be repeated."
     )

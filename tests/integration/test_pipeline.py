@@ -121,7 +121,7 @@ def test_a_bad_row_is_named_and_the_others_are_learned(small_checkpoint, corpus,
     ("change", "said"),
     [
         ({"--dataset-jsonl": "none.jsonl"}, "does not exist"),
-        ({"--dataset-jsonl": "empty.jsonl"}, "Record at least 6 more"),
+        ({"--dataset-jsonl": "empty.jsonl"}, "has no rows"),
         ({"--model-checkpoint": "nobody/nothing"}, "There is no checkpoint 'nobody/nothing'"),
         ({"--output-dir": "file/run"}, "cannot be made"),
         ({"--learning-rate": "7"}, "--learning-rate cannot be 7"),

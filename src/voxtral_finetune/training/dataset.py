@@ -30,7 +30,7 @@ class Utterances(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         language = None if self._draw(row) < self.language_free_share else row.language
-        return Example(audio.load(row.audio), row.text, language, f"line {row.line} ({row.audio.name})")
+        return Example(audio.load(row.audio, *row.span), row.text, language, f"line {row.line} ({row.audio.name})")
 
     def _draw(self, row: Utterance) -> float:
         """A number in [0, 1) that depends on nothing but seed, epoch and audio: resume and more devices agree."""

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -79,7 +81,13 @@ def test_removing_takes_row_and_audio_and_keeps_the_rest(corpus):
         ("[1, 2]", "not a JSON object"),
         ('{"text": "hi"}', "names no audio_path"),
         ('{"audio_path": "a.wav", "text": " "}', "has no text"),
-        ('{"audio_path": "a.wav"}', "has no text"),
+        ('{"audio_path": "a.wav"}', "names no text"),
+        ('{"audio_path": "a.wav", "text": null}', "has no text"),
+        ('{"audio_path": "a.wav", "text": 42}', "text is a int"),
+        ('{"audio_path": 7, "text": "x"}', "empty or not text"),
+        ('{"audio_path": "a.wav", "text": "\\ud800"}', "not UTF-8"),
+        ('{"audio_path": "a.wav", "text": "\\u001b[31mred"}', "terminal control"),
+        ('{"audio_path": "https://example.invalid/a.wav", "text": "x"}', "is a URL"),
         (b'{"audio_path": "a.wav", "text": "ma\xf1ana"}', "not UTF-8"),
         ('{"audio_path": "' + "x" * 2_000_000 + '"}', "over 1 MB"),
     ],
@@ -120,10 +128,11 @@ def test_the_survey_measures_and_lists_what_cannot_be_heard(tmp_path):
     audio.write(folder / "copy.wav", WAVE, 16_000)
     (folder / "bad.wav").write_text("no audio")
     names = ("a.wav", "bad.wav", "gone.wav", "copy.wav")
-    path = manifest(folder, *(json.dumps({"audio_path": name, "text": name, "duration": 9}) for name in names))
+    path = manifest(folder, *(json.dumps({"audio_path": name, "text": name, "duration": 0.5}) for name in names))
     seen = []
     survey = Corpus(path).survey(lambda done, total: seen.append((done, total)))
     assert [row.audio.name for row in survey.utterances] == ["a.wav", "copy.wav"]
+    assert [measures.seconds for measures in survey.measures] == [0.5, 0.5]
     assert survey.utterances[0].seconds == 0.5
     assert [(problem.line, problem.usable) for problem in survey.problems] == [(2, False), (3, False), (4, True)]
     assert seen[-1] == (4, 4)
@@ -141,3 +150,61 @@ def test_a_missing_corpus_and_a_newer_one_are_named(tmp_path):
     (tmp_path / "corpus.json").write_text('{"format": 2}')
     with pytest.raises(DataError, match="Update voxtral-finetune"):
         Corpus.create(tmp_path)
+
+
+def test_a_hundred_thousand_rows_are_read_in_bounded_memory(tmp_path):
+    row = json.dumps({"audio_path": "audio/%06d.wav", "text": "word " * 20, "speaker": "x" * 40, "seconds": 2.5})
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f"{row}\n" % number for number in range(100_000)))
+    code = (
+        "import resource, sys; from pathlib import Path; from voxtral_finetune.data.corpus import Corpus, Utterance\n"
+        "rows = Corpus(Path(sys.argv[1])).entries(); next(rows)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); count = sum(isinstance(row, Utterance) for row in rows); print(count, peak() / before)"
+    )
+    output = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+    count, growth = output.split()
+    assert count == "99999"
+    assert float(growth) < 1.1
+
+
+def test_a_row_may_be_a_part_of_a_file(tmp_path):
+    audio.write(tmp_path / "a.wav", np.tile(WAVE, 4), 16_000)
+    rows = [{"offset": 0.5, "duration": 0.25}, {"start": "1.0", "end": "1.5"}, {"start": 1.75}, {"seconds": 2}]
+    rows += [{"start": 1.5, "end": 1.0}, {"offset": -1, "duration": 1}, {"start": 1.5, "end": 9}, {"offset": 5}]
+    path = manifest(tmp_path, *(json.dumps({"audio_path": "a.wav", "text": "x", **row}) for row in rows))
+    survey = Corpus(path).survey()
+    assert [(row.offset, row.seconds) for row in survey.utterances] == [
+        (0.5, 0.25),
+        (1.0, 0.5),
+        (1.75, 0.25),
+        (0.0, 2.0),
+    ]
+    assert [len(audio.load(row.audio, *row.span)) for row in survey.utterances] == [4000, 8000, 4000, 32_000]
+    assert [problem.line for problem in survey.refused] == [5, 6, 7, 8]
+
+
+def test_a_row_that_says_another_length_than_its_audio_has_is_noted(tmp_path):
+    audio.write(tmp_path / "a.wav", WAVE, 16_000)
+    path = manifest(tmp_path, json.dumps({"audio_path": "a.wav", "text": "x", "duration": 7}))
+    (problem,) = Corpus(path).survey().problems
+    assert (problem.kind, problem.usable) == ("length", True)
+
+
+def test_a_name_in_another_unicode_form_and_a_link_inside_are_found(tmp_path):
+    audio.write(tmp_path / "cafe\u0301.wav", WAVE, 16_000)
+    (tmp_path / "link.wav").symlink_to("cafe\u0301.wav")
+    rows = [json.dumps({"audio_path": name, "text": "x"}) for name in ("caf\u00e9.wav", "link.wav", "./x/../link.wav")]
+    survey = Corpus(manifest(tmp_path, *rows)).survey()
+    assert {row.audio.name for row in survey.utterances} == {"cafe\u0301.wav"}
+    assert len(survey.utterances) == 3
+
+
+def test_loops_of_links_pipes_and_names_of_any_length_end_in_a_message(tmp_path):
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    names = ("loop.wav", "pipe.wav", "x" * 5000 + ".wav", ".", "a\nb.wav", "\u202egnp.wav")
+    survey = Corpus(manifest(tmp_path, *(json.dumps({"audio_path": name, "text": "x"}) for name in names))).survey()
+    assert not survey.utterances
+    assert len(survey.problems) == len(names)
+    assert all(str(problem).isprintable() for problem in survey.problems)

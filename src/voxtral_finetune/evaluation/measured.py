@@ -1,0 +1,94 @@
+"""From what two models heard to the report: scores, verdict, and the facts that they stand on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from voxtral_finetune.data.split import Split, summary
+from voxtral_finetune.evaluation.report import Report, Scored
+from voxtral_finetune.evaluation.verdict import compare
+from voxtral_finetune.evaluation.wer import score, word_errors
+from voxtral_finetune.model.catalog import learned_audio
+from voxtral_finetune.run import Run
+from voxtral_finetune.settings import Settings
+
+
+def measured(run: Run, settings: Settings, divided: Split, base: list[str], tuned: list[str]) -> Report:
+    """The report of a run: `base` and `tuned` are what each model heard in the test set, in its order."""
+    rows = divided.test
+    references = [row.text for row in rows]
+    errors_base, words = zip(*map(word_errors, references, base), strict=True)
+    errors_tuned, _ = zip(*map(word_errors, references, tuned), strict=True)
+    utterances = [
+        Scored(str(row.audio), row.text, before, after, row.seconds or 0.0, row.language, row.speaker)
+        for row, before, after in zip(rows, base, tuned, strict=True)
+    ]
+    return Report(
+        base=score(references, base),
+        tuned=score(references, tuned),
+        verdict=compare(errors_base, errors_tuned, words),
+        utterances=utterances,
+        model=_model_facts(settings),
+        data=_data_facts(divided),
+        training=_training_facts(run, settings),
+        warnings=_warnings(settings, divided),
+    )
+
+
+def _model_facts(settings: Settings) -> dict[str, Any]:
+    chosen = settings.model
+    facts = {"checkpoint": chosen.model_checkpoint, "revision": chosen.model_revision}
+    return {**facts, "method": settings.training.method, "preset": settings.training.preset}
+
+
+def _data_facts(divided: Split) -> dict[str, Any]:
+    everything = divided.train + divided.dev + divided.test
+    return {
+        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
+        "languages": sorted({row.language for row in everything if row.language}),
+        "speakers": len({row.speaker for row in everything if row.speaker}),
+        "sources": sorted({row.source for row in everything if row.source}),
+        "licences": sorted({row.licence for row in everything if row.licence}),
+        "split_by": divided.by,
+        "split_note": divided.note,
+    }
+
+
+def _training_facts(run: Run, settings: Settings) -> dict[str, Any]:
+    facts = json.loads((run.folder / "trained.json").read_text(encoding="utf-8"))
+    size = sum(path.stat().st_size for path in (run.folder / "model").rglob("*") if path.is_file())
+    chosen = settings.training
+    return {
+        **facts,
+        "size_bytes": size,
+        "learning_rate": settings.learning_rate,
+        "batch_size": chosen.batch_size,
+        "grad_accum": chosen.grad_accum,
+        **({"lora_r": chosen.lora_r, "lora_alpha": chosen.lora_alpha} if chosen.method == "lora" else {}),
+    }
+
+
+def _warnings(settings: Settings, divided: Split) -> list[str]:
+    """What a reader of the numbers must know."""
+    known = learned_audio(settings.model.model_checkpoint)
+    heard = sum(row.sha256 in known for row in divided.test)
+    if not heard:
+        return []
+    share = f"{heard} of {len(divided.test)}"
+    return [f"{share} test recordings were in the base model's own training; its WER before is too good there."]
+
+
+def result(report: Report) -> dict[str, float]:
+    """The numbers that a run ends with: error rates, the difference's interval, time, memory, size on disk."""
+    verdict, training = report.verdict, report.training
+    measured = ("seconds", "seconds_to_best", "best_step", "peak_memory_bytes", "size_bytes")
+    return {
+        "wer_before": report.base.wer,
+        "wer_after": report.tuned.wer,
+        "cer_before": report.base.cer,
+        "cer_after": report.tuned.cer,
+        "difference_low": verdict.low,
+        "difference_high": verdict.high,
+        **{name: training[name] for name in measured},
+    }
