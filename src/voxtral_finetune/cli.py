@@ -9,13 +9,16 @@ import click
 
 from voxtral_finetune import __version__
 from voxtral_finetune.commands import forget, phrases, prepare
-from voxtral_finetune.errors import FinetuneError, RunError, SettingsError, StopRequested
+from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
 from voxtral_finetune.flags import setting_options
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings, home, read_config
 
 STOPPED = 130
 """Exit code of a run that was asked to stop, as after Ctrl-C."""
+
+MOST_PROBLEMS, MOST_NAMES = 50, 10
+"""What `check` prints of findings, and of languages and speakers; its reports hold all."""
 
 
 class Commands(click.Group):
@@ -86,30 +89,57 @@ def execute(folder: Path) -> None:
     "--model-checkpoint", default=None, help="Whose tokens --show-labels shows (default: the one train uses)."
 )
 @click.option("--strict", is_flag=True, help="End with an error where any row cannot be used.")
+@click.option("--fix", "mend", is_flag=True, help="Take bad rows and copies out of data.jsonl; nothing is deleted.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page to look at and listen to.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write every row with its outcome and reasons.")
+@click.option("--format", "kind", help="What CORPUS is (default: found out from its content).")
+@click.option("--audio-column", "audio", help="The column that names audio files.")
+@click.option("--text-column", "text", help="The column that holds what is said.")
+@click.option("--language-column", "language", help="The column that holds the language.")
+@click.option("--speaker-column", "speaker", help="The column that names who speaks.")
 def check(
-    corpus: Path, audio_root: tuple[Path, ...], show_labels: bool, model_checkpoint: str | None, strict: bool
+    corpus: Path,
+    audio_root: tuple[Path, ...],
+    show_labels: bool,
+    model_checkpoint: str | None,
+    strict: bool,
+    mend: bool,
+    html: Path | None,
+    report: Path | None,
+    kind: str | None,
+    **columns: str | None,
 ) -> None:
-    """Look at a corpus: how much there is, in what languages, and what is wrong with it."""
+    """Look at a corpus: how much there is, of whom and in what languages, and what is wrong with it."""
     from voxtral_finetune.console import Bar
+    from voxtral_finetune.data import doctor, doctor_fix, doctor_page, sources
     from voxtral_finetune.data.corpus import Corpus
-    from voxtral_finetune.data.split import summary
+    from voxtral_finetune.data.rows import Columns
 
     with Bar("Reading the corpus") as bar:
-        survey = Corpus(corpus, audio_root).survey(bar)
-    facts = summary(survey.utterances)
-    languages = ", ".join(f"{name} {count}" for name, count in facts["languages"].items()) or "none"
-    click.echo(
-        f"{facts['utterances']} utterances, {facts['seconds'] / 60:.1f} minutes, {facts['speakers']} named speakers"
-    )
-    click.echo(f"languages: {languages}")
-    for problem in survey.problems:
+        survey = sources.survey(corpus, audio_root, Columns(**columns), bar, kind)
+    folder = Corpus(corpus).folder
+    diagnosis = doctor.diagnose(survey, folder)
+    if report:
+        diagnosis.save(report)
+    if html:
+        doctor_page.write(html, diagnosis, folder)
+    summary = diagnosis.summary
+    click.echo(f"{summary['verdict']} {summary['refused']} refused, {summary['warned']} with a note.")
+    for name in ("languages", "speakers"):
+        click.echo(f"{name}: {_amounts(summary[name])}")
+    for problem in diagnosis.problems[:MOST_PROBLEMS]:
         click.echo(f"{'note' if problem.usable else 'skipped'}: {problem}")
+    if len(diagnosis.problems) > MOST_PROBLEMS:
+        click.echo(f"… and {len(diagnosis.problems) - MOST_PROBLEMS} more, see --html or --json")
+    if mend:
+        for repair in doctor_fix.fix(Corpus(corpus, audio_root), diagnosis, Columns(**columns)):
+            click.echo(f"mended: {repair}")
     if show_labels:
         _show_labels(survey.utterances, model_checkpoint)
-    if not survey.utterances:
-        raise SettingsError(f"{corpus} has no row that can be used.", "Mend the rows above.")
+    if not summary["usable"]:
+        raise DataError(f"{corpus} has no row that can be used.", "Mend the rows above.")
     if strict and survey.refused:
-        raise SettingsError(f"{len(survey.refused)} rows cannot be used.", "Mend the rows above.")
+        raise DataError(f"{len(survey.refused)} reasons not to use rows.", "Mend the rows above.")
 
 
 @main.command()
@@ -154,6 +184,19 @@ def _execute(run: Run) -> None:
         report = execute_run(run)
     click.echo("\n" + table(report) + training_line(report))
     click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
+
+
+def _amounts(names: dict[str, Any]) -> str:
+    """What there is most of by name, on a line."""
+    from voxtral_finetune.data.doctor import length
+    from voxtral_finetune.data.findings import shown
+
+    most = [
+        f"{shown(name)[:40] or 'not named'} {amount['rows']} utterances ({length(amount['seconds'])})"
+        for name, amount in names.items()
+    ]
+    more = [f"… and {len(most) - MOST_NAMES} more"] if len(most) > MOST_NAMES else []
+    return ", ".join(most[:MOST_NAMES] + more) or "none"
 
 
 def _resumed(given: dict[str, Any], config: Path | None) -> Run:

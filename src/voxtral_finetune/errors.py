@@ -10,14 +10,20 @@
 Caught in three places only: the command line, the Studio's one decorator, and `pipeline.execute`.
 """
 
+from __future__ import annotations
+
 
 class FinetuneError(Exception):
     """A problem with its remedy: `what` is wrong, and the `fix` to try, each a plain sentence."""
 
-    def __init__(self, what: str, fix: str) -> None:
+    def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(f"{what} {fix}".strip())
         self.what = what
         self.fix = fix
+
+    def __reduce__(self) -> tuple[type[FinetuneError], tuple[str, str]]:
+        """Both parts survive the way from a worker process."""
+        return type(self), (self.what, self.fix)
 
 
 class DataError(FinetuneError):

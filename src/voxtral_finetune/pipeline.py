@@ -7,6 +7,8 @@ Each stage leaves its result in the run folder, so that a run that was stopped o
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -24,7 +26,7 @@ from voxtral_finetune.data import audio, segments, sources
 from voxtral_finetune.data.corpus import Corpus
 from voxtral_finetune.data.rows import Columns, Problem, Utterance
 from voxtral_finetune.data.split import Split, split, summary
-from voxtral_finetune.errors import DataError, FinetuneError, SettingsError, StopRequested
+from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
 from voxtral_finetune.evaluation.measured import measured, result
 from voxtral_finetune.evaluation.report import Report
 from voxtral_finetune.evaluation.wer import score
@@ -42,6 +44,8 @@ def execute(run: Run) -> Report:
     """
     os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
     settings = run.settings()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError("Training on several processes is not supported yet.", "Run it without torchrun.")
     with run.lock(), _stop_on_signal(run):
         run.clear_stop()
         run.emit("started", folder=str(run.folder), pid=os.getpid())
@@ -54,11 +58,23 @@ def execute(run: Run) -> Report:
             run.emit("failed", what=error.what, fix=error.fix)
             raise
         except BaseException as error:
-            fix = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
-            run.emit("failed", what=f"{type(error).__name__}: {error}", fix=fix)
+            explained = _explained(error)
+            run.emit("failed", what=explained.what, fix=explained.fix)
+            if isinstance(explained, RunError):
+                raise explained from error
             raise
         run.emit("finished")
         return report
+
+
+def _explained(error: BaseException) -> FinetuneError:
+    """What a person can do about an error that is none of ours: a RunError where something can be done."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return RunError("The disk is full.", "Free some space, then go on with --resume: checkpoints are whole.")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+        return RunError("The GPU's memory is full.", "Use a smaller --batch-size, or --gradient-checkpointing.")
+    details = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
+    return FinetuneError(f"{type(error).__name__}: {error}", details)
 
 
 def _stages(run: Run, settings: Settings) -> Report:
@@ -124,7 +140,10 @@ def _corpus(run: Run, settings: Settings) -> Path:
         settings.training.seed if chosen.max_hours else None,
     )
     parts = filter(None, (chosen.dataset_name, chosen.dataset_config, chosen.dataset_split))
-    corpus = Corpus.create(home() / "datasets" / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)))
+    # What else was asked for is in the name too: rows of one choice must not be found in the corpus of another.
+    choice = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*parts, choice]))
+    corpus = Corpus.create(home() / "datasets" / name)
     imported = import_hub(corpus, spec, _progress(run))
     run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
     return corpus.folder
@@ -147,7 +166,7 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
     name, revision = settings.model.model_checkpoint, settings.model.model_revision
     device = load.pick_device(settings.model.device)
     processor = load.load_processor(name, revision)
-    model = adapt.adapt(load.load_model(name, revision, device), settings.training, name)
+    model = adapt.adapt(load.load_model(name, revision, device), settings.training, name, revision)
     run.emit("plan", device=str(device), learning_rate=settings.learning_rate, **adapt.count(model))
     waves = [audio.load(row.audio, *row.span) for row in divided.dev]
 
@@ -158,9 +177,10 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
 
     trained = train(run, model, processor, divided, settings, score_dev)
     run.emit("stage", name="save", title="Saving the best checkpoint")
-    export(trained.best, processor, run.folder / "model", load.weights_dtype(device), adapt.merges(settings.training))
     facts = {key: value for key, value in asdict(trained).items() if key != "best"}
     write_durably(run.folder / "trained.json", json.dumps({**facts, **adapt.count(model)}, indent=2) + "\n")
+    (run.folder / "heard-tuned.json").unlink(missing_ok=True)  # of a model/ that somebody has removed
+    export(trained.best, processor, run.folder / "model", load.weights_dtype(device), adapt.merges(settings.training))
 
 
 def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> list[str]:
@@ -241,9 +261,14 @@ def _progress(run: Run) -> Progress:
 @contextmanager
 def _stop_on_signal(run: Run) -> Iterator[None]:
     """Makes the first Ctrl-C or SIGTERM ask the run to stop, and a second Ctrl-C end it at once."""
+    owner, pressed = os.getpid(), 0
 
     def stop(number: int, _: FrameType | None) -> None:
-        if run.stop_requested() and number == signal.SIGINT:
+        nonlocal pressed
+        if os.getpid() != owner:
+            return  # a data loader's worker has inherited this handler
+        pressed += number == signal.SIGINT
+        if pressed > 1:
             raise KeyboardInterrupt
         run.request_stop()
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from voxtral_finetune.errors import RunError
 from voxtral_finetune.settings import FORMAT, Settings, home, read_config
@@ -100,7 +100,7 @@ class Run:
         if not path.exists():
             return []
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError):  # a process that was killed in mid-write leaves half a line
                 row = json.loads(line)
                 found.append(Event(row.pop("time"), row.pop("kind"), row))
@@ -119,10 +119,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Holds the run for this process; raises RunError where another one has it."""
         with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{self.folder} is being run by another process.", "Wait for it or stop it.") from error
+            if not _taken(file):
+                raise RunError(f"{self.folder} is being run by another process.", "Wait for it or stop it.")
             yield
 
     def request_stop(self) -> None:
@@ -190,6 +188,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _taken(file: IO[str]) -> bool:
+    """Takes the lock of an open file; somebody who only looks at a run's status holds it for an instant."""
+    for wait in (0.05, 0.1, 0.2, 0.4, 0):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(wait)
+    return False
+
+
+def sync_files(folder: Path) -> None:
+    """Makes every file below a folder durable, and the folder's names."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def _make_new(wanted: Path) -> Path:

@@ -75,3 +75,11 @@ def test_config_is_flat_json_that_the_command_line_reads(run):
     content = json.loads((run.folder / "config.json").read_text())
     assert content["format"] == 1
     assert content["epochs"] == 7
+
+
+def test_events_hold_any_text_and_survive_a_line_torn_inside_a_character(run):
+    run.emit("failed", what="a\u2028b\u0085c", fix="")
+    with (run.folder / "events.jsonl").open("ab") as file:
+        file.write('{"time": 1, "kind": "é'.encode()[:-1])
+    assert run.status() == "failed"
+    assert run.events()[0].fields["what"] == "a\u2028b\u0085c"

@@ -187,7 +187,7 @@ def _listen(
 
 
 def _fields(take: Take, spec: HubSpec, stream: Stream) -> dict[str, str | None]:
-    language = spec.language or take.language
+    language = take.language or spec.language
     return {"language": language, "speaker": take.speaker, "source": stream.source, "licence": stream.licence}
 
 

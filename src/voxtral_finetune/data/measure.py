@@ -56,7 +56,7 @@ def measure(wave: Wave, rate: int) -> Measures:
     """Measures mono samples at `rate` Hz; there must be at least one."""
     peak = float(max(wave.max(), -wave.min()))
     levels = _levels(wave, rate)
-    loud, quiet = (float(np.percentile(levels, share)) for share in (95, 10))
+    quiet, loud = (float(level) for level in np.percentile(levels, (10, 95)))
     return Measures(
         seconds=round(len(wave) / rate, 3),
         peak=peak,
@@ -104,10 +104,11 @@ def _levels(wave: Wave, rate: int) -> np.ndarray:
 
 def _clipped(wave: Wave, peak: float) -> float:
     """Share of samples at full scale, or in a flat top at the peak (clipped, then turned down)."""
-    top = np.abs(wave) >= 0.99 * peak
-    flat = top[1:] & (wave[1:] == wave[:-1])
-    full = top if peak >= 0.99 else np.zeros(0, bool)
-    return float(max(flat.sum(), full.sum()) / len(wave))
+    top = np.flatnonzero(np.abs(wave) >= 0.99 * peak)  # few samples, so that what follows costs nothing
+    later = top[top > 0]
+    flat = int(np.count_nonzero(wave[later] == wave[later - 1]))
+    full = len(top) if peak >= 0.99 else 0
+    return max(flat, full) / len(wave)
 
 
 def _decibels(power: float) -> float:

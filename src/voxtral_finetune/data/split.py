@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtral_finetune.data.corpus import Utterance
-from voxtral_finetune.errors import DataError
+from voxtral_finetune.errors import DataError, RunError
 from voxtral_finetune.run import write_durably
 
 FORMAT = 1
@@ -60,6 +60,8 @@ class Split:
     @staticmethod
     def load(path: Path) -> Split:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise RunError(f"{path} was written by another version.", "Start a new run.")
         lists = {name: [_from_json(row) for row in content[name]] for name in ("train", "dev", "test")}
         return Split(**lists, by=content["by"], note=content["note"])
 
@@ -89,15 +91,19 @@ def split(
 def _as_given(rows: list[Utterance], seed: int, eval_count: int | None) -> Split:
     """The corpus's own division; dev and test are taken from train where it names none."""
     train = [row for row in rows if row.split in ("train", None)]
-    sets = {}
+    sets: dict[str, list[Utterance]] = {}
+    drawn: list[str] = []
     for name, most, size in (("test", MAX_TEST, _test_size(len(rows))), ("dev", MAX_DEV, _dev_size(len(train)))):
         named = [row for row in rows if row.split == name]
+        drawn += [] if named else [name]
         count = min(eval_count or most, most if named else size)
         sets[name] = sorted(named or train, key=lambda row: _draw(seed, row.sha256 or ""))[:count]
         taken = {row.sha256 for row in sets[name]}
         train = [row for row in train if row.sha256 not in taken]
     if not train:
         raise DataError("The corpus leaves nothing to train on.", 'Mark some rows with "split": "train".')
+    if "test" in drawn:
+        return Split(train, sets["dev"], sets["test"], "random", NOTES["random"])
     shared = {_text(row) for row in sets["test"]} & {_text(row) for row in train}
     also = f" {len(shared)} of the test texts were in training too." if shared else ""
     return Split(train, sets["dev"], sets["test"], "corpus", NOTES["corpus"] + also)

@@ -29,14 +29,18 @@ PROJECTOR_LINEARS = r".*multi_modal_projector\.linear_[12]"
 ENCODER_LINEARS = r".*audio_tower\.layers\.({layers})\.(self_attn\.(q|k|v|out)_proj|fc1|fc2)"
 
 
-def adapt(model: nn.Module, settings: TrainingSettings, base_name: str) -> nn.Module:
+def adapt(model: nn.Module, settings: TrainingSettings, base_name: str, base_revision: str | None = None) -> nn.Module:
     """Makes `model` learn as the settings say; returns it, wrapped by PEFT for LoRA.
 
-    `base_name` is written to the adapter as its base. Raises ModelError where nothing would learn.
+    `base_name` and `base_revision` are written to the adapter as its base. Raises ModelError where nothing would learn,
+    or where `model` is itself an adapter on a base: what it has learned would be lost.
     """
+    if hasattr(model, "peft_config"):
+        what = f"{base_name!r} is an adapter, and training would start from its base without it."
+        raise ModelError(what, "Train from the base, or from a run made with --preset voice, which is saved merged.")
     if settings.method == "lora":
         torch.manual_seed(settings.seed)  # a LoRA matrix starts at random
-        model = _with_lora(model, settings, base_name)
+        model = _with_lora(model, settings, base_name, base_revision)
     else:
         pattern = re.compile(full_pattern(model, settings))
         for name, parameter in model.named_parameters():
@@ -99,7 +103,7 @@ def merges(settings: TrainingSettings) -> bool:
     return settings.method == "lora" and settings.preset == "voice"
 
 
-def _with_lora(model: nn.Module, settings: TrainingSettings, base_name: str) -> nn.Module:
+def _with_lora(model: nn.Module, settings: TrainingSettings, base_name: str, revision: str | None) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import
 
     config = LoraConfig(
@@ -111,6 +115,7 @@ def _with_lora(model: nn.Module, settings: TrainingSettings, base_name: str) -> 
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted.peft_config["default"].revision = revision
     return adapted
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from voxtral_finetune.model.load import ADAPTER_CONFIG, adapter_base, load_model
-from voxtral_finetune.run import sync_folder
+from voxtral_finetune.run import sync_files, sync_folder
 
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors")
 
@@ -35,6 +35,7 @@ def export(checkpoint: Path, processor: Any, folder: Path, dtype: torch.dtype, m
         positions.float()  # as transformers keeps it whatever the dtype
         whole.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+    sync_files(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
     sync_folder(folder.parent)

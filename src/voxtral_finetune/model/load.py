@@ -60,7 +60,7 @@ def load_processor(checkpoint: str, revision: str | None = None) -> VoxtralProce
     """Tokenizer and feature extractor of a checkpoint; of the base, where it is an adapter."""
     base = adapter_base(model_folder(checkpoint))
     if base:
-        return load_processor(base)
+        return load_processor(*base)
     read_config(checkpoint, revision)
     return VoxtralProcessor.from_pretrained(resolve(checkpoint), revision=revision)
 
@@ -71,7 +71,7 @@ def load_model(checkpoint: str, revision: str | None = None, device: torch.devic
     checkpoint = model_folder(checkpoint)
     base = adapter_base(checkpoint)
     if base:
-        return _load_adapter(load_model(base, device=device), checkpoint)
+        return _load_adapter(load_model(*base, device=device), checkpoint)
     read_config(checkpoint, revision)
     try:
         model = VoxtralForConditionalGeneration.from_pretrained(
@@ -85,12 +85,16 @@ def load_model(checkpoint: str, revision: str | None = None, device: torch.devic
     return model.to(device)
 
 
-def adapter_base(checkpoint: str) -> str | None:
-    """The base that an adapter folder names, or None where `checkpoint` is no adapter folder."""
+def adapter_base(checkpoint: str) -> tuple[str, str | None] | None:
+    """(base, its revision) that an adapter folder names, or None where `checkpoint` is no adapter folder."""
     path = Path(resolve(checkpoint)) / ADAPTER_CONFIG
     if not path.is_file():
         return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"]), config.get("revision")
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{path} is not the description of an adapter.", "Export the adapter again.") from error
 
 
 def model_folder(checkpoint: str) -> str:

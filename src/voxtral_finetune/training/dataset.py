@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from voxtral_finetune.data import audio
 from voxtral_finetune.data.collate import Example
@@ -28,6 +29,10 @@ class Utterances(Dataset[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
+        if get_worker_info() and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            # Ctrl-C and SIGTERM to the whole group are for the process that trains: it saves, then ends its workers.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         row = self.rows[index]
         language = None if self._draw(row) < self.language_free_share else row.language
         return Example(audio.load(row.audio, *row.span), row.text, language, f"line {row.line} ({row.audio.name})")

@@ -30,7 +30,7 @@ from voxtral_finetune.data.split import Split
 from voxtral_finetune.errors import RunError, StopRequested
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
-from voxtral_finetune.training.callbacks import COMPLETE, METRIC, Events, KeepBestAndStop, QuietTrackio
+from voxtral_finetune.training.callbacks import METRIC, Events, KeepBestAndStop, QuietTrackio, whole_checkpoints
 from voxtral_finetune.training.dataset import Utterances
 
 EVALUATIONS = 10
@@ -134,7 +134,7 @@ def train(run: Run, model: nn.Module, processor: Any, split: Split, settings: Se
         best_step=best_step,
         seconds=events.seconds,
         seconds_to_best=_seconds_at(run, best_step),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_memory(arguments.device),
     )
 
 
@@ -162,7 +162,6 @@ def training_arguments(run: Run, settings: Settings, utterances: int, device: to
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=chosen.save_steps or eval_steps,
-        save_total_limit=2,
         metric_for_best_model=METRIC,
         greater_is_better=False,
         seed=chosen.seed,
@@ -187,13 +186,13 @@ def training_arguments(run: Run, settings: Settings, utterances: int, device: to
 
 def newest_checkpoint(run: Run) -> str | None:
     """The folder of the last checkpoint that was written whole, by step and not by clock."""
-    whole = [path.parent for path in (run.folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    whole = whole_checkpoints(run.folder / "checkpoints")
+    return str(whole[max(whole)]) if whole else None
 
 
-def peak_memory() -> int:
-    """The most memory used, in bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
+def peak_memory(device: torch.device) -> int:
+    """The most memory used, in bytes: of the GPU where it ran on one, else of this process."""
+    if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -205,11 +204,10 @@ def _reset_peak_memory() -> None:
 
 
 def _checkpoint(run: Run, step: int) -> Path:
-    folder = run.folder / "checkpoints" / f"checkpoint-{step}"
-    if not (folder / COMPLETE).is_file():
-        raise RunError(
-            f"The best checkpoint, {folder}, is not there any more.", "Train again; keep checkpoints/ as is."
-        )
+    folder = whole_checkpoints(run.folder / "checkpoints").get(step)
+    if folder is None:
+        what = f"The best checkpoint, of update {step}, is not there any more."
+        raise RunError(what, "Train again, and leave checkpoints/ as it is.")
     return folder
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from voxtral_finetune.data.corpus import Utterance
 from voxtral_finetune.data.split import Split, split
-from voxtral_finetune.errors import DataError
+from voxtral_finetune.errors import DataError, RunError
 
 
 def corpus(count=120, speakers=1, texts=None, **fields):
@@ -112,3 +112,19 @@ def test_a_split_is_the_same_when_it_is_read_back(tmp_path):
     made = split(corpus(30, language="en", licence="CC0-1.0"))
     made.save(tmp_path / "split.json")
     assert Split.load(tmp_path / "split.json") == made
+
+
+def test_a_test_set_that_the_corpus_does_not_name_is_not_said_to_be_its_own():
+    rows = corpus(60, split="train") + [
+        Utterance(Path(f"/c/d{number}.wav"), f"dev {number}", sha256=f"d{number}", split="dev") for number in range(8)
+    ]
+    made = split(rows)
+    assert values(made.dev, "sha256") == {f"d{number}" for number in range(8)}
+    assert made.by == "random"
+    assert "in other takes" in made.note
+
+
+def test_a_split_of_another_version_is_refused(tmp_path):
+    (tmp_path / "split.json").write_text('{"format": 99}')
+    with pytest.raises(RunError, match="another version"):
+        Split.load(tmp_path / "split.json")

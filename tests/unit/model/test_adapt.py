@@ -107,3 +107,16 @@ def test_a_model_in_which_nothing_would_learn_is_refused(small_checkpoint):
         setattr(model.model.multi_modal_projector, name, torch.nn.Identity())
     with pytest.raises((ModelError, ValueError)):
         adapt.adapt(model, settings, "base")
+
+
+def test_an_adapter_is_not_taught_as_if_it_were_its_base(small_checkpoint):
+    model = adapt.adapt(load.load_model(str(small_checkpoint)), TrainingSettings(), "base")
+    for method in ("lora", "full"):
+        with pytest.raises(ModelError, match="is an adapter"):
+            adapt.adapt(model, TrainingSettings(method=method), "outputs/x")
+
+
+def test_an_adapter_remembers_the_revision_of_its_base(small_checkpoint, tmp_path):
+    model = adapt.adapt(load.load_model(str(small_checkpoint)), TrainingSettings(), str(small_checkpoint), "v1.0")
+    model.save_pretrained(tmp_path)
+    assert load.adapter_base(str(tmp_path)) == (str(small_checkpoint), "v1.0")

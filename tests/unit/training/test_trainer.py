@@ -1,6 +1,9 @@
 """That it learns, stops when it has to, and goes on as if nothing had happened."""
 
 import math
+import os
+import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from voxtral_finetune.data import audio
 from voxtral_finetune.data.collate import Example, TranscriptionCollator
 from voxtral_finetune.data.corpus import Corpus, Utterance
 from voxtral_finetune.data.split import Split
-from voxtral_finetune.errors import StopRequested
+from voxtral_finetune.errors import DataError, StopRequested
 from voxtral_finetune.evaluation.transcribe import Transcriber
 from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.model import adapt, load
@@ -109,14 +112,61 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(small_checkpoint, 
     assert [event.fields["wer"] for event in run.events() if event.kind == "eval"] == [0.9, 0.5, 0.3, 0.4, 0.3, 0.35]
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
     run = Run.create(settings_for(tmp_path / "run"))
-    for step, whole in ((5, True), (10, True), (15, False)):
+    for step in (5, 10, 15, 20, 25):
         folder = run.folder / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        if whole:
-            (folder / "COMPLETE").touch()
+        (folder / "optimizer.pt").write_bytes(b"state")
+        if step != 15:
+            (folder / "COMPLETE").write_text('{"optimizer.pt": 5}')
+    (run.folder / "checkpoints" / "checkpoint-20" / "optimizer.pt").write_bytes(b"")
+    (run.folder / "checkpoints" / "checkpoint-25" / "optimizer.pt").unlink()
     assert newest_checkpoint(run).endswith("checkpoint-10")
+
+
+def test_two_newest_checkpoints_and_the_best_are_kept(small_checkpoint, eight, tmp_path):
+    settings = settings_for(tmp_path / "run", method="lora", epochs=6, eval_steps=1)
+    run = Run.create(settings)
+    rates = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5])
+    processor = load.load_processor(str(small_checkpoint))
+    model = adapt.adapt(load.load_model(str(small_checkpoint)), settings.training, str(small_checkpoint))
+    trained = train(run, model, processor, eight, settings, lambda _: next(rates))
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
+    assert trained.best.name == "checkpoint-1"
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(small_checkpoint, eight, tmp_path):
+    settings = settings_for(tmp_path / "run", method="lora", epochs=6, eval_steps=2, logging_steps=1)
+    run = Run.create(settings)
+    run.watch(lambda event: run.request_stop() if event.kind == "step" else None)
+    with pytest.raises(StopRequested):
+        taught(run, small_checkpoint, eight, settings)
+    assert [event.fields["step"] for event in run.events() if event.kind == "eval"] == [0]
+    assert newest_checkpoint(run).endswith("checkpoint-2")
+
+
+def test_loader_workers_leave_signals_to_the_process_that_trains(eight):
+    loader = torch.utils.data.DataLoader(Utterances(eight.train), num_workers=1, batch_size=None)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        rows = iter(loader)
+        next(rows)
+        for worker in rows._workers:
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+        assert sum(1 for _ in rows) == len(eight.train) - 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_in_a_loader_worker_keeps_its_remedy(tmp_path):
+    error = pickle.loads(pickle.dumps(DataError("x.wav is missing.", "Record it again.")))
+    assert (error.what, error.fix) == ("x.wav is missing.", "Record it again.")
 
 
 def test_curves_are_events_and_in_trackio_on_this_machine(small_checkpoint, eight, tmp_path, capsys):
