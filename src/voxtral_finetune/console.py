@@ -25,6 +25,7 @@ class Bar:
     """A progress bar on stderr: called with (done, total); closed at the end of its `with`."""
 
     def __init__(self, title: str) -> None:
+        tqdm.monitor_interval = 0  # no thread that watches over bars: decoding forks, and a fork wants one thread
         self.bar = tqdm(desc=title, dynamic_ncols=True, leave=False, delay=0.5)
 
     def __call__(self, done: int, total: int, **shown: Any) -> None:

@@ -123,7 +123,9 @@ def downmix(samples: NDArray[np.float32]) -> tuple[Wave, bool]:
 
 def content_hash(wave: Wave, rate: int) -> str:
     """SHA-256 of what is heard: rate and 16-bit samples before resampling, whatever the file's name and tags."""
-    return hashlib.sha256(rate.to_bytes(4, "little") + _pcm16(wave).tobytes()).hexdigest()
+    digest = hashlib.sha256(rate.to_bytes(4, "little"))
+    digest.update(_pcm16(wave).data)  # as it lies in memory: no copy
+    return digest.hexdigest()
 
 
 def write(path: Path, wave: Wave, rate: int) -> None:

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from tests.conftest import spoken
-from voxtral_finetune.data import audio, sources
+from voxtral_finetune.data import audio, sources, survey
 from voxtral_finetune.data.rows import Columns
 from voxtral_finetune.errors import DataError
 
@@ -308,3 +308,32 @@ def test_a_text_that_is_a_link_out_of_the_folder_is_not_read(speech, tmp_path):
     assert not survey.utterances
     assert "link out of the folder" in survey.problems[0].what
     assert "secret words" not in str(survey)
+
+
+def test_many_rows_are_surveyed_by_processes_with_the_same_result(speech):
+    """In a process of its own, because a fork wants one thread."""
+    rows = [
+        json.dumps({"audio_path": f"{name}.wav", "text": f"{text} {n}"})
+        for n in range(30)
+        for name, text in TEXTS.items()
+    ]
+    (speech / "data.jsonl").write_text("\n".join([*rows, '{"audio_path": "gone.wav", "text": "x"}']))
+    code = (
+        "import os, sys; from pathlib import Path; from voxtral_finetune.data import sources, survey\n"
+        "examine, seen = survey.examine, []\n"
+        "def spy(row):\n"
+        "    Path(sys.argv[2], str(os.getpid())).touch()\n"
+        "    return examine(row)\n"
+        "survey.examine, survey.WORTH_PROCESSES = spy, int(sys.argv[3])\n"
+        "found = sources.survey(Path(sys.argv[1]))\n"
+        "print(found.utterances, found.problems, found.measures)"
+    )
+    results = []
+    for worth in (1, 10_000):
+        pids = speech / f"pids-{worth}"
+        pids.mkdir()
+        command = [sys.executable, "-c", code, str(speech / "data.jsonl"), str(pids), str(worth)]
+        results.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert (len(list(pids.iterdir())) > 1) == (worth == 1 and sys.platform == "linux" and survey.THREADS > 1)
+    assert results[0] == results[1]
+    assert "gone.wav" in results[0]
