@@ -33,6 +33,9 @@ class Commands(click.Group):
         except FinetuneError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+        except PermissionError as error:
+            click.echo(f"Error: {error.filename}: {error.strerror}. Choose a place that you may write to.", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,7 +57,9 @@ def train(config: Path | None, resume: bool, **flags: Any) -> None:
     if resume:
         _execute(_resumed(given, config))
         return
-    _execute(Run.create(Settings.of({**(read_config(config) if config else {}), **given})))
+    settings = Settings.of({**(read_config(config) if config else {}), **given})
+    _check_corpus(settings)  # before a folder is made: a name that a mistake has used up is gone
+    _execute(Run.create(settings))
 
 
 @main.command()
@@ -199,11 +204,17 @@ def _amounts(names: dict[str, Any]) -> str:
     return ", ".join(most[:MOST_NAMES] + more) or "none"
 
 
+def _check_corpus(settings: Settings) -> None:
+    from voxtral_finetune.pipeline import check_corpus
+
+    check_corpus(settings)
+
+
 def _resumed(given: dict[str, Any], config: Path | None) -> Run:
     if set(given) != {"output_dir"} or config:
         raise SettingsError("--resume goes on with a run's own settings.", "Give it --output-dir RUN and nothing else.")
     run = Run.open(given["output_dir"])
-    if run.status() == "finished":
+    if run.status() == "finished" and (run.folder / "model").is_dir():
         raise RunError(f"{run.folder} is finished.", "Start a new run with another --output-dir.")
     return run
 

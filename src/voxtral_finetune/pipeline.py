@@ -120,10 +120,8 @@ def _divide(run: Run, settings: Settings) -> Split:
 
 def _corpus(run: Run, settings: Settings) -> Path:
     """Where the corpus is; a dataset of the Hub is streamed into one under datasets/ first, its commit noted."""
+    check_corpus(settings)
     chosen = settings.data
-    if (chosen.dataset_jsonl is None) == (chosen.dataset_name is None):
-        many = "No corpus is named." if chosen.dataset_name is None else "Two corpora are named."
-        raise SettingsError(many, "Give --dataset-jsonl PATH, or --dataset-name of a dataset on the Hub.")
     if chosen.dataset_jsonl is not None:
         return chosen.dataset_jsonl
     from voxtral_finetune.data.hub import HubSpec, import_hub
@@ -147,6 +145,16 @@ def _corpus(run: Run, settings: Settings) -> Path:
     imported = import_hub(corpus, spec, _progress(run))
     run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
     return corpus.folder
+
+
+def check_corpus(settings: Settings) -> None:
+    """Raises SettingsError or DataError where no corpus is named, or two, or one that is not there."""
+    chosen = settings.data
+    if (chosen.dataset_jsonl is None) == (chosen.dataset_name is None):
+        many = "No corpus is named." if chosen.dataset_name is None else "Two corpora are named."
+        raise SettingsError(many, "Give --dataset-jsonl PATH, or --dataset-name of a dataset on the Hub.")
+    if chosen.dataset_jsonl is not None and not chosen.dataset_jsonl.expanduser().exists():
+        raise DataError(f"{chosen.dataset_jsonl} does not exist.", "Check the path of the corpus.")
 
 
 def _columns(settings: Settings) -> Columns:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,3 +197,18 @@ def test_a_full_disk_is_said_and_the_run_can_go_on(small_checkpoint, corpus, tmp
     assert Run(tmp_path / "run").status() == "failed"
     assert invoke("train", "--resume", "--output-dir", tmp_path / "run").exit_code == 0
     assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_mistake_uses_up_no_run_name_and_a_removed_model_is_made_again(small_checkpoint, corpus, tmp_path):
+    folder = tmp_path / "mine"
+    assert train(small_checkpoint, tmp_path / "typo.jsonl", folder).exit_code == 1
+    assert not folder.exists()
+    assert train(small_checkpoint, corpus, folder).exit_code == 0
+    steps = sum(event.kind == "step" for event in Run(folder).events())
+    shutil.rmtree(folder / "model")
+    result = invoke("train", "--resume", "--output-dir", folder)
+    assert result.exit_code == 0, result.output
+    assert (folder / "model" / "adapter_model.safetensors").exists()
+    assert sum(event.kind == "step" for event in Run(folder).events()) == steps
+    (folder / "model" / "adapter_model.safetensors").write_bytes(b"broken")
+    assert "is damaged" in invoke("transcribe", folder, next((corpus / "audio").iterdir())).stderr

@@ -41,6 +41,8 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
     corpus, name = Corpus(folder), tidy(speaker)
     if not corpus.manifest.is_file():
         raise DataError(f"{shown(corpus.manifest)} does not exist.", "Name a corpus folder.")
+    if corpus.manifest.suffix != ".jsonl":
+        raise DataError(f"{shown(corpus.manifest)} is no corpus.", "Prepare it first, then forget in the corpus.")
     with corpus.lock():
         rows = list(_rows(corpus.manifest))
         gone = {number for number, line, row in rows if _is_of(line, row, name)}
@@ -53,8 +55,9 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
         kept = [row for number, _, row in rows if number not in gone]
         words = {name, *({_text(row) for row in taken} - {_text(row) for row in kept} - {""})}
         runs = _runs(outputs or home() / "outputs", corpus, paths, name)
-        corpus.drop(gone)
+        # Audio goes first: broken off between the two, rows without audio are left, and the same call ends the work.
         files = _remove_audio(corpus, paths, {path for path in map(_audio, kept) if path})
+        corpus.drop(gone)
         _clean(corpus, paths, words)
         left = {path for path in _others(corpus) if _mentions(path, words | {Path(name).stem for name in paths})}
     left |= {path for path in map(corpus.folder.joinpath, paths) if path.exists()}

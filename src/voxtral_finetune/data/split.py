@@ -59,7 +59,10 @@ class Split:
 
     @staticmethod
     def load(path: Path) -> Split:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path} is damaged.", "Start a new run.") from error
         if content.get("format") != FORMAT:
             raise RunError(f"{path} was written by another version.", "Start a new run.")
         lists = {name: [_from_json(row) for row in content[name]] for name in ("train", "dev", "test")}

@@ -112,4 +112,7 @@ def _load_adapter(model: torch.nn.Module, folder: str) -> torch.nn.Module:
 
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} has no adapter_model.safetensors.", "Export the adapter again as safetensors.")
-    return PeftModel.from_pretrained(model, folder)
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except SafetensorError as error:
+        raise ModelError(f"The adapter in {folder} is damaged: {error}.", "Export it again.") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from voxtral_finetune.errors import FinetuneError
 from voxtral_finetune.evaluation.report import Report, error_name
 from voxtral_finetune.evaluation.verdict import sentence
 from voxtral_finetune.run import Run
@@ -48,7 +49,7 @@ def _open(request: gr.Request) -> tuple[Any, ...]:
     wanted = request.query_params.get("run")
     if wanted:
         return _shown(progress.find(wanted))
-    run = next((run for run in Run.all() if _report_of(run)), None)
+    run = next((run for run in Run.all() if (run.folder / "report.json").is_file()), None)
     return _shown(run) if run else (f"<p>{texts.RUNS_NONE if not Run.all() else texts.NO_REPORT}</p>", gr.skip())
 
 
@@ -58,7 +59,11 @@ def _select(event: gr.SelectData) -> tuple[Any, ...]:
 
 
 def _row(run: Run) -> list[str]:
-    settings, report = run.settings(), _report_of(run)
+    """A run's line; one whose files cannot be read says so and hides no other."""
+    try:
+        settings, report = run.settings(), _report_of(run)
+    except FinetuneError as error:
+        return [run.name, error.what, "", "", "", "", ""]
     facts = [run.name, run.status(), settings.model.model_checkpoint, settings.training.method]
     if not report:
         return [*facts, "", "", ""]

@@ -117,3 +117,24 @@ def test_in_a_folder_of_somebody_elses_making_only_the_speakers_audio_goes(tmp_p
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     assert forget(tmp_path, NAME).files == 1
     assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["mine.wav", "other.wav"]
+
+
+def test_forgetting_that_was_broken_off_can_be_ended(corpus, monkeypatch):
+    def broken(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Corpus, "drop", broken)
+        with pytest.raises(PermissionError):
+            forget(corpus.folder, NAME)
+    forget(corpus.folder, NAME)
+    assert {row.speaker for row in Corpus(corpus.folder).rows()[0]} == {"Ana"}
+    assert len(list((corpus.folder / "audio").iterdir())) == 2
+
+
+def test_a_table_is_not_changed_before_it_is_a_corpus(corpus):
+    table = corpus.folder / "rows.csv"
+    table.write_text("audio,text,speaker\na.wav,x,Ana\n")
+    with pytest.raises(DataError, match="Prepare it first"):
+        forget(table, "Ana")
+    assert "Ana" in table.read_text()
