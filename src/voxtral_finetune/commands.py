@@ -83,7 +83,8 @@ def prepare(source: Path | None, output: Path, **given: Any) -> None:
         _from_recording(source, output, given)
     else:
         _from_files(source, output, given)
-    click.echo(f"Next: voxtral-finetune check {output}")
+    if (output / "data.jsonl").stat().st_size:
+        click.echo(f"Next: voxtral-finetune check {output}")
 
 
 @click.command()
@@ -175,6 +176,8 @@ def _from_recording(source: Path, output: Path, given: dict[str, Any]) -> None:
         raise SettingsError("No checkpoint drafts the recording.", "Give --draft-model, one that knows the language.")
     quiet_libraries()
     text = _read(given["transcript"]) if given["transcript"] else None
+    if text is not None and not text.strip():
+        raise DataError(f"{given['transcript']} is empty.", "Write what is said, or leave --transcript out.")
     corpus = Corpus.create(output)
     with Bar("Cutting and drafting") as bar:
         limits = (given["piece_seconds"], given["threshold"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtral_finetune.data.corpus import Corpus
+from voxtral_finetune.data.doctor_fix import SET_ASIDE
 from voxtral_finetune.data.findings import shown
 from voxtral_finetune.data.places import real
 from voxtral_finetune.data.rows import AUDIO, SPEAKER, TEXT
@@ -46,10 +47,12 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
     with corpus.lock():
         rows = list(_rows(corpus.manifest))
         gone = {number for number, line, row in rows if _is_of(line, row, name)}
-        if not gone:
+        earlier = [row for path in _backups(corpus) for _, line, row in _rows(path) if row and _is_of(line, row, name)]
+        if not gone and not earlier:
             raise DataError(f"{shown(folder)} has no speaker {shown(name)!r}.", "Check the name; case counts.")
-        taken = [row for number, _, row in rows if number in gone]
+        taken = [row for number, _, row in rows if number in gone] + earlier
         paths = {path for path in map(_audio, taken) if path}
+        paths |= {f"{SET_ASIDE}/{path}" for path in paths}  # where the doctor moves what cannot be used
         # The same recording under another speaker's name is still this speaker's voice.
         gone |= {number for number, _, row in rows if _audio(row) in paths}
         kept = [row for number, _, row in rows if number not in gone]
@@ -62,6 +65,11 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
         left = {path for path in _others(corpus) if _mentions(path, words | {Path(name).stem for name in paths})}
     left |= {path for path in map(corpus.folder.joinpath, paths) if path.exists()}
     return Forgotten(len(gone), files, runs, sorted(left))
+
+
+def _backups(corpus: Corpus) -> list[Path]:
+    """What the doctor kept of the rows before it changed them."""
+    return sorted(corpus.folder.glob(f"{corpus.manifest.name}.*.bak"))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -112,7 +120,7 @@ def _clean(corpus: Corpus, paths: set[str], words: set[str]) -> None:
         place = path.relative_to(corpus.folder)
         if place.parts[0] in CACHES or ".tmp" in path.name:
             path.unlink()
-        elif path.suffix == ".jsonl" and path.parent == corpus.folder:
+        elif path.suffix in (".jsonl", ".bak") and path.parent == corpus.folder:
             lines = [(line, row) for _, line, row in _rows(path)]
             kept = [line for line, row in lines if not _holds(row, paths | words)]
             if len(kept) < len(lines):

@@ -17,6 +17,9 @@ FRAME_SECONDS = 0.025
 MIN_SECONDS = 0.1
 """Shorter than any word; a file like that is a slip of the recorder."""
 
+MAX_SECONDS = 600.0
+"""As one utterance ten minutes are 7 500 audio tokens, a quarter of Voxtral's context; more belongs into pieces."""
+
 SILENT_PEAK = 2 / 32768
 """Two steps of 16 bits: what dither leaves of silence, -84 dBFS."""
 
@@ -39,11 +42,12 @@ STEADY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Length in seconds; largest sample; RMS in dBFS; share of clipped samples; mean (DC offset); share of pauses;
-    and the level of the loud frames (95th percentile) over the quiet ones (10th) in dB, which is the
+    """Length in seconds; samples a second; largest sample; RMS in dBFS; share of clipped samples; mean (DC offset);
+    share of pauses; and the level of the loud frames (95th percentile) over the quiet ones (10th) in dB, which is the
     signal-to-noise ratio where there are pauses."""
 
     seconds: float
+    rate: int
     peak: float
     rms_dbfs: float
     clipped_share: float
@@ -59,6 +63,7 @@ def measure(wave: Wave, rate: int) -> Measures:
     quiet, loud = (float(level) for level in np.percentile(levels, (10, 95)))
     return Measures(
         seconds=round(len(wave) / rate, 3),
+        rate=rate,
         peak=peak,
         rms_dbfs=_decibels(float(np.dot(wave, wave)) / len(wave)),
         clipped_share=_clipped(wave, peak),
@@ -78,6 +83,9 @@ def findings(measures: Measures) -> list[Finding]:
     if measures.seconds < MIN_SECONDS:
         limit = f"Record at least {MIN_SECONDS:g} s, or remove its row."
         note("short", f"It lasts {measures.seconds:g} s, less than any word.", limit, usable=False)
+    elif measures.seconds > MAX_SECONDS:
+        pieces = "Cut it into utterances: voxtral-finetune prepare FILE --transcript TEXT --draft-model MODEL."
+        note("long", f"It lasts {measures.seconds / 60:.0f} minutes, too long to learn at once.", pieces, usable=False)
     elif measures.peak <= SILENT_PEAK:
         note("silent", "It is silent.", "Record it again or remove its row.", usable=False)
     else:

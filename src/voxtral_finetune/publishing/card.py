@@ -52,6 +52,7 @@ def write_card(run_folder: Path) -> Path:
 def card(report: Report, settings: dict[str, object], *, adapter: bool) -> ModelCard:
     """The card of a model that is an adapter or a whole fine-tuned model; `settings` as in `config.json`."""
     base = hub_id(report.model.get("checkpoint"))
+    published = base is not None and "/" in base  # a built-in name is no page of the Hub
     languages = _languages(report.data.get("languages"))
     name = base.split("/")[-1] if base else "Voxtral"
     spoken = _together(list(languages.values()))
@@ -60,8 +61,8 @@ def card(report: Report, settings: dict[str, object], *, adapter: bool) -> Model
     data = ModelCardData(
         language=list(languages) or None,
         license=_licence(report, base),
-        base_model=base,
-        base_model_relation=("adapter" if adapter else "finetune") if base else None,
+        base_model=base if published else None,
+        base_model_relation=("adapter" if adapter else "finetune") if published else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag=TASK,
         datasets=[dataset] if dataset else None,
@@ -86,7 +87,7 @@ def card(report: Report, settings: dict[str, object], *, adapter: bool) -> Model
         training_lines=_training_lines(report, dataset),
         settings=_settings({**settings, **report.model, **report.training}),
         adapter=adapter,
-        base=f'"{base}"' if base else '"..."  # the base model\'s id on the Hub, or its folder',
+        base=f'"{base}"' if published else '"..."  # the base model\'s id on the Hub, or its folder',
         language=two_letters[0] if len(two_letters) == 1 else None,
         warnings=[plain(warning) for warning in report.warnings[:MAX_ITEMS]],
     )

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from tests.conftest import spoken
 from voxtral_finetune.cli import main
-from voxtral_finetune.data import audio
+from voxtral_finetune.data import audio, doctor, doctor_fix
 from voxtral_finetune.data.corpus import Corpus
 from voxtral_finetune.data.forget import forget
 from voxtral_finetune.data.prepare import prepare
@@ -138,3 +138,14 @@ def test_a_table_is_not_changed_before_it_is_a_corpus(corpus):
     with pytest.raises(DataError, match="Prepare it first"):
         forget(table, "Ana")
     assert "Ana" in table.read_text()
+
+
+def test_what_the_doctor_set_aside_is_forgotten_too(corpus):
+    bad = next(row for row in corpus.rows()[0] if row.speaker == NAME)
+    bad.audio.write_bytes(b"no audio of Zacharias")
+    doctor_fix.fix(corpus, doctor.diagnose(corpus.survey(), corpus.folder))
+    assert list((corpus.folder / "set-aside").rglob("*.flac"))
+    forget(corpus.folder, NAME)
+    content = every_byte(corpus.folder)
+    for trace in (NAME.encode(), b"no audio of Zacharias", bad.id.encode()):
+        assert trace not in content

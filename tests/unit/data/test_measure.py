@@ -59,3 +59,10 @@ def found(wave):
 
 def test_one_sample_can_be_measured():
     assert kinds(np.ones(1)) == ["short"]
+
+
+def test_what_is_too_long_to_learn_at_once_is_refused_with_the_way_to_cut_it():
+    wave = np.sin(np.arange(8000 * 601) / 10).astype(np.float32)
+    (finding,) = findings(measure(wave, 8000))
+    assert (finding.kind, finding.usable) == ("long", False)
+    assert "--transcript" in finding.fix

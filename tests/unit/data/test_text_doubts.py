@@ -10,7 +10,7 @@ from voxtral_finetune.data.rows import Utterance
 
 
 def sound(seconds=4.0, silence=0.0):
-    return Measures(seconds, 0.5, -20.0, 0.0, 0.0, silence, 30.0)
+    return Measures(seconds, 16_000, 0.5, -20.0, 0.0, 0.0, silence, 30.0)
 
 
 def row(text="some words", line=1, **fields):
