@@ -18,6 +18,7 @@ from voxtral_finetune.data import granary
 from voxtral_finetune.data.corpus import Corpus
 from voxtral_finetune.data.journal import journal_of
 from voxtral_finetune.errors import DataError
+from voxtral_finetune.run import Run
 
 pytest_plugins = ["tests.hub.fixtures"]
 
@@ -399,3 +400,33 @@ def test_importing_the_modules_imports_nothing_heavy():
     code = f"import sys, voxtral_finetune.data.granary; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def command(hub, home, *arguments):
+    """The command line in a process of its own, with the loopback Hub as its Hub."""
+    environment = {**hub.environment(home), "VOXTRAL_FINETUNE_HOME": str(home)}
+    line = [sys.executable, "-m", "voxtral_finetune", *map(str, arguments)]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_brings_granary_and_says_that_its_texts_are_pseudo_labels(granary_hub, home):
+    done = command(granary_hub, home, "prepare", "--granary", "fr", "--output", home / "datasets" / "fr")
+    assert done.returncode == 0, done.stderr
+    assert "pseudo-labels" in done.stderr
+    assert "hours from espnet/yodas-granary French" in done.stdout
+    assert Corpus(home / "datasets" / "fr").rows()[0]
+    phrases = command(granary_hub, home, "phrases", "fr", "--granary", 20)
+    assert "20 phrases in" in phrases.stdout, phrases.stderr
+    assert len(command(granary_hub, home, "phrases", "fr", "--pack", "granary").stdout.splitlines()) == 20
+
+
+def test_a_dataset_of_the_hub_is_learned_from_and_its_commit_noted(hub, home, small_checkpoint):
+    sha = hub.add("dataset", "alice/speech", {"train.parquet": parquet(speech(12))})
+    settings = ("--model-checkpoint", small_checkpoint, "--output-dir", home / "run", "--device", "cpu", "--epochs", 1)
+    done = command(hub, home, "train", "--dataset-name", "alice/speech", "--language", "en", *settings)
+    assert done.returncode == 0, done.stderr
+    (imported,) = [event for event in Run(home / "run").events() if event.kind == "imported"]
+    assert imported.fields["revision"] == sha
+    assert "datasets:\n- alice/speech" in (home / "run" / "README.md").read_text()
+    both = command(hub, home, "train", "--dataset-name", "alice/speech", "--dataset-jsonl", home, *settings)
+    assert "Two corpora are named" in both.stderr
