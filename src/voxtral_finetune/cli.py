@@ -159,7 +159,7 @@ def transcribe(model: str, files: tuple[Path, ...], language: str | None, device
     from voxtral_finetune.pipeline import transcribe as texts_of
 
     quiet_libraries()
-    settings = Settings.of({"model_checkpoint": model, "device": device})
+    settings = Settings.of({"model_checkpoint": model, "device": device, "language": language})
     rows = [Utterance(file, text="", language=language) for file in files]
     with Bar("Transcribing") as bar:
         texts = texts_of(model, rows, settings, bar)

@@ -54,7 +54,9 @@ class DataSettings(Section):
         [], description="A folder outside the corpus that its rows may name audio in; may be repeated."
     )
     language: str | None = Field(
-        None, description="Two-letter language of rows that name none; without it Voxtral detects the language."
+        None,
+        pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$",
+        description="Two-letter language of rows that name none; without it Voxtral detects the language.",
     )
     train_count: int | None = Field(None, ge=1, description="Learn from at most so many utterances (default: all).")
     eval_count: int | None = Field(
@@ -208,9 +210,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][1])
-            raise SettingsError(
-                f"--{name.replace('_', '-')} cannot be {first['input']!r}: {first['msg']}.", "Change it and try again."
-            ) from error
+            setting = next(setting for setting in every_setting() if setting.name == name)
+            why = "it has another form" if first["type"] == "string_pattern_mismatch" else first["msg"]
+            raise SettingsError(f"{setting.flag} cannot be {first['input']!r}: {why}.", setting.help) from error
 
     def flat(self) -> dict[str, Any]:
         """All settings by name, as JSON values."""

@@ -38,6 +38,7 @@ def test_the_learning_rate_depends_on_the_method(method, rate):
         ({"batch_size": 0}, "--batch-size cannot be 0"),
         ({"learning_rate": "fast"}, "--learning-rate cannot be 'fast'"),
         ({"method": "magic"}, "--method cannot be 'magic'"),
+        ({"language": "english"}, "--language cannot be 'english'"),
         ({"format": 2}, "Update voxtral-finetune"),
     ],
 )
