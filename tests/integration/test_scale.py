@@ -20,12 +20,16 @@ from voxtral_finetune.data.split import split
 survey = sources.survey(Path(sys.argv[1]))
 diagnosis = doctor.diagnose(survey)
 divided = split(survey.utterances)
-unit = 1 if sys.platform == "darwin" else 1024
+status = Path("/proc/self/status")
+if status.exists():  # ru_maxrss of a new process starts with that of the one that made it
+    peak = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "usable": len(survey.utterances),
     "diagnosed": len(diagnosis.rows),
     "divided": sum(map(len, (divided.train, divided.dev, divided.test))),
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    "peak": peak,
 }))
 """
 
