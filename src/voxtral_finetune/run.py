@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -156,6 +157,15 @@ class Run:
             except BlockingIOError:
                 return True
         return False
+
+
+def peak_rss() -> int:
+    """The most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts in ru_maxrss also what the process that started this one held
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def write_durably(path: Path, data: str | bytes) -> None:

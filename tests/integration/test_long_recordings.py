@@ -136,12 +136,13 @@ def test_pieces_end_in_silence(chapter):
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from voxtral_finetune.data.segments import segment
+from voxtral_finetune.run import peak_rss
 for recording in sys.argv[1:]:
     found = segment(Path(recording), None, lambda waves: ["la" for _ in waves])
-    print(len(found.aside), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(len(found.aside), peak_rss() // 1_000_000)
 print(sorted({"torch", "torchaudio", "transformers"} & set(sys.modules)))
 """
 

@@ -13,23 +13,19 @@ ROWS = 100_000 if os.environ.get("VOXTRAL_SOAK") else 3_000
 LIMIT_BYTES = 1_000_000_000
 
 WORK = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from voxtral_finetune.data import doctor, sources
 from voxtral_finetune.data.split import split
+from voxtral_finetune.run import peak_rss
 survey = sources.survey(Path(sys.argv[1]))
 diagnosis = doctor.diagnose(survey)
 divided = split(survey.utterances)
-status = Path("/proc/self/status")
-if status.exists():  # ru_maxrss of a new process starts with that of the one that made it
-    peak = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "usable": len(survey.utterances),
     "diagnosed": len(diagnosis.rows),
     "divided": sum(map(len, (divided.train, divided.dev, divided.test))),
-    "peak": peak,
+    "peak": peak_rss(),
 }))
 """
 

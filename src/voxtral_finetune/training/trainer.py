@@ -7,8 +7,6 @@ loading code, because `save_pretrained` writes the Hub's weight names, which are
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from voxtral_finetune.data.collate import IGNORED, TranscriptionCollator
 from voxtral_finetune.data.split import Split
 from voxtral_finetune.errors import RunError, StopRequested
-from voxtral_finetune.run import Run
+from voxtral_finetune.run import Run, peak_rss
 from voxtral_finetune.settings import Settings
 from voxtral_finetune.training.callbacks import METRIC, Events, KeepBestAndStop, QuietTrackio, whole_checkpoints
 from voxtral_finetune.training.dataset import Utterances
@@ -194,8 +192,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory used, in bytes: of the GPU where it ran on one, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_rss()
 
 
 def _reset_peak_memory() -> None:

@@ -157,9 +157,9 @@ def test_a_hundred_thousand_rows_are_read_in_bounded_memory(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(f"{row}\n" % number for number in range(100_000)))
     code = (
-        "import resource, sys; from pathlib import Path; from voxtral_finetune.data.corpus import Corpus, Utterance\n"
+        "import sys; from pathlib import Path; from voxtral_finetune.data.corpus import Corpus, Utterance\n"
         "rows = Corpus(Path(sys.argv[1])).entries(); next(rows)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from voxtral_finetune.run import peak_rss as peak\n"
         "before = peak(); count = sum(isinstance(row, Utterance) for row in rows); print(count, peak() / before)"
     )
     output = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
