@@ -7,6 +7,8 @@ with loss on the text and `</s>` only. Ids and features equal `VoxtralProcessor.
 Shapes:  B rows, T tokens, W windows of all rows together, M mel bins, F mel frames a window.
     input_ids, attention_mask, labels  (B, T) int64, right-padded
     input_features                     (W, M, F) float32; dim 0 counts windows, not rows
+Where what the encoder makes of some windows is known already, three more, and features of the others only:
+    audio_known (W,) bool, audio_embeds (known, A, D) as kept, A audio tokens of width D; audio_index (B,) int64
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import numpy as np
 import pycountry
 import torch
 
-from voxtral_finetune.data.audio import Wave
+from voxtral_finetune.data.audio import SAMPLE_RATE, Wave
+from voxtral_finetune.data.augment import spec_augment
+from voxtral_finetune.data.mel import log_mel
 from voxtral_finetune.errors import DataError, ModelError
 
 IGNORED = -100
@@ -51,12 +55,19 @@ def language_tag(language: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance as it is learned: mono 16 kHz samples of shape (n,), its text, and a name for messages."""
+    """One row as it is learned: mono 16 kHz samples of shape (n,), its text, and a name for messages.
+
+    `mask` hides parts of its spectrum (`data.augment`); `index` is its place in a cache of what the encoder makes of
+    it, and `embeds` (W, A, D) that, where it is known: then `wave` is not needed and empty.
+    """
 
     wave: Wave
     text: str
     language: str | None
     name: str
+    mask: np.random.Generator | None = None
+    index: int | None = None
+    embeds: torch.Tensor | None = None
 
 
 class TranscriptionCollator:
@@ -74,18 +85,17 @@ class TranscriptionCollator:
                     "Use a Voxtral checkpoint with its own tekken.json.",
                 )
 
+    @property
+    def window_seconds(self) -> float:
+        return self.window_samples / SAMPLE_RATE
+
     def windows(self, samples: int) -> int:
-        """How many windows that many samples fill; a window is never shared and at least one is used."""
+        """How many windows that many samples fill; a row never shares one and has at least one."""
         return max(1, -(-samples // self.window_samples))
 
     def features(self, wave: Wave) -> torch.Tensor:
         """Log-mel features, shape (windows, mel bins, frames), the last window padded with silence."""
-        count = self.windows(len(wave))
-        padded = np.pad(wave, (0, count * self.window_samples - len(wave)))
-        mel = self.extractor(
-            padded, sampling_rate=self.extractor.sampling_rate, return_tensors="pt", padding=False, truncation=False
-        )["input_features"][0]
-        return mel.reshape(mel.shape[0], count, -1).transpose(0, 1)
+        return log_mel(self.extractor, wave, self.window_samples)
 
     def prompt(self, windows: int, language: str | None) -> list[int]:
         """Token ids up to and including [TRANSCRIBE]; without a language that Voxtral knows it is left to detect."""
@@ -100,15 +110,15 @@ class TranscriptionCollator:
         return [*self._encode(text.strip()), SPECIAL["</s>"]]
 
     def row(self, example: Example) -> tuple[list[int], list[int], torch.Tensor]:
-        """(input ids, labels, features) of one utterance; an over-long text is an error naming it."""
-        features = self.features(example.wave)
-        prompt, target = self.prompt(len(features), example.language), self.target(example.text)
+        """(input ids, labels, features or kept embeddings) of one row; an over-long text is an error naming it."""
+        audio = self._audio(example)
+        prompt, target = self.prompt(len(audio), example.language), self.target(example.text)
         if len(target) > MAX_TEXT_TOKENS:
             raise DataError(
                 f"{example.name}: the transcript has {len(target)} tokens, over {MAX_TEXT_TOKENS}.",
                 "Cut the recording into shorter ones, each with its own text.",
             )
-        return prompt + target, [IGNORED] * len(prompt) + target, features
+        return prompt + target, [IGNORED] * len(prompt) + target, audio
 
     def __call__(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         rows = [self.row(example) for example in examples]
@@ -121,11 +131,35 @@ class TranscriptionCollator:
             "input_ids": padded([ids for ids, _, _ in rows], SPECIAL["<pad>"]),
             "attention_mask": padded([[1] * len(ids) for ids, _, _ in rows], 0),
             "labels": padded([labels for _, labels, _ in rows], IGNORED),
-            "input_features": torch.cat([features for _, _, features in rows]),
+            **_joined(examples, [audio for _, _, audio in rows]),
         }
+
+    def _audio(self, example: Example) -> torch.Tensor:
+        if example.embeds is not None:
+            return example.embeds
+        features = self.features(example.wave)
+        if example.mask is None:
+            return features
+        return spec_augment(features, len(example.wave) // self.extractor.hop_length, example.mask)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _joined(examples: list[Example], audio: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a batch's rows are heard from: features, and kept embeddings where the rows belong to a cache."""
+    unknown = [rows for example, rows in zip(examples, audio, strict=True) if example.embeds is None]
+    joined = {"input_features": torch.cat(unknown)} if unknown else {}
+    if examples[0].index is None:
+        return joined
+    known = [example.embeds for example in examples if example.embeds is not None]
+    counts = torch.tensor([len(rows) for rows in audio])
+    return {
+        **joined,
+        **({"audio_embeds": torch.cat(known)} if known else {}),
+        "audio_known": torch.tensor([example.embeds is not None for example in examples]).repeat_interleave(counts),
+        "audio_index": torch.tensor([example.index for example in examples]),
+    }
 
 
 def shown(collator: TranscriptionCollator, examples: list[Example]) -> list[str]:

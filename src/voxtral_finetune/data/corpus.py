@@ -22,12 +22,15 @@ from voxtral_finetune.data.rows import Problem, Utterance, read_rows
 from voxtral_finetune.data.survey import Progress, Survey, survey
 from voxtral_finetune.data.tables import jsonl
 from voxtral_finetune.data.text_checks import tidy
+from voxtral_finetune.durable import Format, append_line, sync_folder, write_durably
 from voxtral_finetune.errors import DataError
-from voxtral_finetune.run import append_line, sync_folder, write_durably
 
 __all__ = ["Corpus", "Problem", "Progress", "Survey", "Utterance", "tidy"]
 
 FORMAT = 1
+
+MARK = Format(FORMAT, {}, DataError, unnamed=FORMAT)
+"""The versions of a corpus; there is none older yet."""
 
 
 class Corpus:
@@ -42,7 +45,7 @@ class Corpus:
 
     @staticmethod
     def create(folder: Path) -> Corpus:
-        """Opens the corpus in `folder`, making an empty one where there is none; refuses a newer format."""
+        """Opens the corpus in `folder`, making an empty one where there is none; see `check_format`."""
         try:
             (folder / "audio").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,13 +61,15 @@ class Corpus:
         return corpus
 
     def check_format(self) -> None:
-        """Raises DataError where a newer version wrote this corpus."""
+        """Brings a corpus of an older format to the present one; raises DataError where a newer version wrote it."""
         mark = self.folder / "corpus.json"
-        number = json.loads(mark.read_text(encoding="utf-8"))["format"] if mark.exists() else FORMAT
-        if number > FORMAT:
-            raise DataError(
-                f"{self.folder} has format {number}; this version reads {FORMAT}.", "Update voxtral-finetune."
-            )
+        if not mark.exists():
+            return
+        found = MARK.read(mark)[1]
+        MARK.check(mark, found)
+        if found < MARK.number:
+            with self.lock():
+                MARK.migrate(mark)
 
     def entries(self) -> Iterator[Utterance | Problem]:
         """Rows and what is wrong with others, one at a time as the file has them; audio is not opened yet."""

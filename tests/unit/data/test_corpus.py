@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.kills import every_kill
 from voxtral_finetune.data import audio
 from voxtral_finetune.data.corpus import Corpus
+from voxtral_finetune.durable import Format, back_up, write_durably
 from voxtral_finetune.errors import DataError
 
 WAVE = np.linspace(-0.5, 0.5, 8000, dtype=np.float32)
@@ -208,3 +210,52 @@ def test_loops_of_links_pipes_and_names_of_any_length_end_in_a_message(tmp_path)
     assert not survey.utterances
     assert len(survey.problems) == len(names)
     assert all(str(problem).isprintable() for problem in survey.problems)
+
+
+def renamed(content, folder):
+    """A made-up change of format: what rows called `sentence` before is their `text` now."""
+    back_up(folder / "data.jsonl", content["format"])
+    write_durably(folder / "data.jsonl", (folder / "data.jsonl").read_bytes().replace(b'"sentence"', b'"text"'))
+    return content
+
+
+@pytest.fixture
+def third_format(monkeypatch):
+    """Makes this version read format 3, which 2 became by `renamed` and 1 by naming its maker."""
+    upgrades = {1: lambda content, _: {**content, "maker": "unknown"}, 2: renamed}
+    monkeypatch.setattr("voxtral_finetune.data.corpus.MARK", Format(3, upgrades, DataError, unnamed=1))
+
+
+def test_a_corpus_of_an_older_format_is_brought_to_the_present_one_whatever_kills_it(tmp_path, third_format):
+    row = b'{"audio_path": "a.wav", "sentence": "hello"}\n'
+
+    def prepare():
+        for path in tmp_path.glob("*.format-*"):
+            path.unlink()
+        (tmp_path / "data.jsonl").write_bytes(row)
+        (tmp_path / "corpus.json").write_text('{"format": 1, "name": "x"}')
+
+    def check():
+        assert [each.text for each in Corpus(tmp_path).rows()[0]] == ["hello"]
+        mark = json.loads((tmp_path / "corpus.json").read_text())
+        assert mark == {"format": 3, "name": "x", "maker": "unknown"}
+        kept = {path.name: path.read_bytes() for path in tmp_path.glob("*.format-*")}
+        assert kept.keys() == {"corpus.json.format-1", "corpus.json.format-2", "data.jsonl.format-2"}
+        assert kept["data.jsonl.format-2"] == row
+        assert kept["corpus.json.format-1"] == b'{"format": 1, "name": "x"}'
+
+    assert every_kill(tmp_path, lambda: Corpus(tmp_path).rows(), prepare, check) > 5
+
+
+def test_a_corpus_without_upgrade_to_the_present_format_is_refused_and_left_alone(tmp_path, third_format):
+    path = manifest(tmp_path, '{"audio_path": "a.wav", "sentence": "hello"}')
+    (tmp_path / "corpus.json").write_text('{"format": 0}')
+    with pytest.raises(DataError, match="Update voxtral-finetune"):
+        Corpus(path).rows()
+    assert not list(tmp_path.glob("*.format-*"))
+
+
+def test_a_damaged_mark_is_named(tmp_path):
+    (tmp_path / "corpus.json").write_text('{"form')
+    with pytest.raises(DataError, match=r"corpus\.json is not JSON"):
+        Corpus.create(tmp_path)
