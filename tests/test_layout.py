@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tools.settings_page import reference
 from voxtral_finetune import settings
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "voxtral_finetune"
 ORDER = (
-    *("errors", "settings", "run", "data", "model", "training", "evaluation", "publishing"),
+    *("errors", "durable", "settings", "run", "data", "model", "training", "evaluation", "publishing", "running"),
     *("pipeline", "flags", "console", "commands", "cli", "studio"),
 )
 LIGHT = (
     *("errors", "settings", "run", "pipeline", "flags", "console", "commands", "cli", "studio.app"),
-    *(f"data.{path.stem}" for path in sorted((SOURCE / "data").glob("[a-z]*.py")) if path.stem != "collate"),
+    *(f"data.{path.stem}" for path in sorted((SOURCE / "data").glob("[a-z]*.py")) if path.stem not in ("collate", "mel")),
     "model.catalog",
     *("evaluation.measured", "evaluation.report", "evaluation.verdict", "evaluation.wer", "publishing.card"),
 )
@@ -80,4 +81,4 @@ def test_only_loading_knows_the_built_in_checkpoint():
 
 def test_settings_page_is_what_the_tree_says():
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert page == settings.reference(), "run python tools/settings_page.py"
+    assert page == reference(), "run python tools/settings_page.py"

@@ -59,7 +59,7 @@ def train(config: Path | None, resume: bool, **flags: Any) -> None:
         return
     settings = Settings.of({**(read_config(config) if config else {}), **given})
     _check_corpus(settings)  # before a folder is made: a name that a mistake has used up is gone
-    _execute(Run.create(settings))
+    _execute(settings)
 
 
 @main.command()
@@ -71,7 +71,7 @@ def demo() -> None:
         "dataset_jsonl": folder,
         "output_dir": home() / "outputs" / "demo",
     }
-    _execute(Run.create(Settings.of(chosen)))
+    _execute(Settings.of(chosen))
     click.echo(
         "Next: `make studio` (or `python interface.py`) to record your own voice in the browser, or train on your own"
         ' JSONL of {"audio_path", "text"} rows:\n'
@@ -177,16 +177,24 @@ def card(run: Path) -> None:
     click.echo(write_card(Run.open(run).folder))
 
 
-def _execute(run: Run) -> None:
+def _execute(what: Run | Settings) -> None:
+    """Executes a run, or a new one with these settings, and shows it."""
     from voxtral_finetune.console import Console, quiet_libraries
     from voxtral_finetune.evaluation.report import table, training_line
+    from voxtral_finetune.pipeline import create
     from voxtral_finetune.pipeline import execute as execute_run
+    from voxtral_finetune.training.distributed import processes
 
     quiet_libraries()
+    run = create(what) if isinstance(what, Settings) else what
+    if processes()[0] > 0:
+        execute_run(run)  # the first process shows what happens
+        return
     click.echo(f"Home: {home()}\nRun:  {run.folder}")
     with Console() as console:
         run.watch(console)
         report = execute_run(run)
+    assert report is not None
     click.echo("\n" + table(report) + training_line(report))
     click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from logging import ERROR, getLogger
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes").setLevel(ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -66,8 +68,17 @@ class Console:
     def _progress(self, done: int, total: int, **_: Any) -> None:
         self._bar()(done, total)
 
-    def _warning(self, line: int, what: str, fix: str, **_: Any) -> None:
-        tqdm.write(f"  line {line}: {what} {fix}")
+    def _warning(self, what: str, fix: str = "", line: int | None = None, **_: Any) -> None:
+        tqdm.write(" ".join(filter(None, (f"  line {line}:" if line else " ", what, fix))))
+
+    def _paused(self, what: str, fix: str = "", **_: Any) -> None:
+        tqdm.write(f"  {what} {fix}")
+
+    def _resumed(self, **_: Any) -> None:
+        tqdm.write("  Going on.")
+
+    def _skipped_update(self, step: int, in_a_row: int, samples: list[str]) -> None:
+        tqdm.write(f"  update {step} left out, its loss is no number ({in_a_row} in a row): {'; '.join(samples)[:200]}")
 
     def _data(self, train: Any, dev: Any, test: Any, note: str, skipped: int, **_: Any) -> None:
         self._close()
@@ -76,12 +87,24 @@ class Console:
         if skipped:
             click.echo(f"  {skipped} rows skipped, named above.")
 
-    def _plan(self, device: str, total: int, trainable: int, learning_rate: float) -> None:
-        share = f"{trainable / 1e6:.2f} M of {total / 1e6:.2f} M weights"
-        click.echo(f"  {share} learn, on {device}, learning rate {learning_rate:g}")
+    def _plan(self, **plan: Any) -> None:
+        for line in plan_lines(**plan):
+            click.echo(f"  {line}")
 
-    def _step(self, step: int, steps: int, loss: float, learning_rate: float, perplexity: float, **_: Any) -> None:
-        self._bar()(step, steps, loss=f"{loss:.3f}", ppl=f"{perplexity:.2f}", lr=f"{learning_rate:.1e}")
+    def _weights(self, total: int, trainable: int, kernels: list[str]) -> None:
+        used = f"; {', '.join(kernels)}" if kernels else ""
+        click.echo(f"  {trainable / 1e6:.2f} M of {total / 1e6:.2f} M weights learn{used}")
+
+    def _probe(self, micro_batch: int, at_most_seconds: float, **_: Any) -> None:
+        click.echo(
+            f"  the longest window was tried ({micro_batch} at a time): steps take {_time(at_most_seconds)} at most"
+        )
+
+    def _step(self, step: int, steps: int, loss: float, learning_rate: float, perplexity: float, **more: Any) -> None:
+        shown = {"loss": f"{loss:.3f}", "ppl": f"{perplexity:.2f}", "lr": f"{learning_rate:.1e}"}
+        if "speech_hours_per_hour" in more:
+            shown["speech"] = f"{more['speech_hours_per_hour']:.0f}×"
+        self._bar()(step, steps, **shown)
 
     def _eval(self, step: int, loss: float, wer: float, **_: Any) -> None:
         tqdm.write(f"  step {step}: dev loss {loss:.3f}, dev WER {100 * wer:.1f} %")
@@ -97,3 +120,32 @@ class Console:
         if self.bar:
             self.bar.__exit__()
             self.bar = None
+
+
+def plan_lines(**plan: Any) -> list[str]:
+    """A run's plan (its event of that name) in three sentences: what is heard, how it is taught, what it takes."""
+    how = "packed" if plan["packing"] else "one utterance each"
+    each = f"{plan['utterances_per_update']:g} utterances ({plan['speech_seconds_per_update']:g} s of speech)"
+    windows = (
+        f"{plan['windows']} windows of {plan['window_seconds']:g} s ({how}, {100 * plan['efficiency']:.0f} % speech)"
+    )
+    heard = f"{windows}; {plan['updates']} updates of {plan['windows_per_update']} windows, about {each}"
+    taught = f"on {plan['device']}, learning rate {plan['learning_rate']:g}: {plan['micro_batch']} windows at a time"
+    taught += f", {plan['accumulation']} times an update" if plan["accumulation"] > 1 else ""
+    taught += ", activations recomputed" if plan["checkpointing"] else ""
+    changed = [name for name, on in (("speed", plan["vary_speed"]), ("spectrum", plan["mask_spectrum"])) if on]
+    taught += f"; {' and '.join(changed)} varied" if changed else ""
+    taken = f"memory about {plan['memory_bytes'] / 1e9:.1f} GB of {plan['budget_bytes'] / 1e9:.1f} GB; "
+    taken += f"download {plan['download_bytes'] / 1e9:.1f} GB; " if plan["download_bytes"] else ""
+    taken += f"checkpoints {plan['disk_bytes'] / 1e9:.2f} GB; what the encoder makes of the windows is "
+    return [heard, taught, f"{taken}{'kept on disk' if plan['cache'] else 'not kept'}: {plan['cache_why']}"]
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -7,46 +7,50 @@ Each stage leaves its result in the run folder, so that a run that was stopped o
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from voxtral_finetune.data import audio, segments, sources
 from voxtral_finetune.data.corpus import Corpus
 from voxtral_finetune.data.rows import Columns, Problem, Utterance
 from voxtral_finetune.data.split import Split, split, summary
+from voxtral_finetune.durable import write_durably
 from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
 from voxtral_finetune.evaluation.measured import measured, result
 from voxtral_finetune.evaluation.report import Report
 from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.publishing.card import write_card
-from voxtral_finetune.run import Run, write_durably
+from voxtral_finetune.run import Run
+from voxtral_finetune.running import Progress, check_stop, explained, progress_of, stop_on_signal
 from voxtral_finetune.settings import Settings, home
+from voxtral_finetune.training import distributed
 
-Progress = Callable[[int, int], None]
+
+def create(settings: Settings) -> Run:
+    """A new run for these settings; where several processes train it, the first one makes it."""
+    distributed.join(settings.model.device == "cpu")
+    return Run.open(Path(distributed.agree(lambda: str(Run.create(settings).folder))))
 
 
-def execute(run: Run) -> Report:
+def execute(run: Run) -> Report | None:
     """Does all of a run that is not done yet; what happens is events of the run, the result its report.
 
-    Raises what went wrong after writing it down as the event `failed`, and StopRequested after `stopped`.
+    Raises what went wrong after writing it down as the event `failed`, and StopRequested after `stopped`. Where several
+    processes train, all but the first help with that and return None.
     """
     os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
     settings = run.settings()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingsError("Training on several processes is not supported yet.", "Run it without torchrun.")
-    with run.lock(), _stop_on_signal(run):
+    distributed.join(settings.model.device == "cpu")
+    if distributed.processes()[0] > 0:
+        _help(_Silent(run.folder), settings)
+        return None
+    with run.lock(), stop_on_signal(run):
         run.clear_stop()
         run.emit("started", folder=str(run.folder), pid=os.getpid())
         try:
@@ -58,23 +62,27 @@ def execute(run: Run) -> Report:
             run.emit("failed", what=error.what, fix=error.fix)
             raise
         except BaseException as error:
-            explained = _explained(error)
-            run.emit("failed", what=explained.what, fix=explained.fix)
-            if isinstance(explained, RunError):
-                raise explained from error
+            said = explained(error)
+            run.emit("failed", what=said.what, fix=said.fix)
+            if isinstance(said, RunError):
+                raise said from error
             raise
         run.emit("finished")
         return report
 
 
-def _explained(error: BaseException) -> FinetuneError:
-    """What a person can do about an error that is none of ours: a RunError where something can be done."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return RunError("The disk is full.", "Free some space, then go on with --resume: checkpoints are whole.")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
-        return RunError("The GPU's memory is full.", "Use a smaller --batch-size, or --gradient-checkpointing.")
-    details = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
-    return FinetuneError(f"{type(error).__name__}: {error}", details)
+class _Silent(Run):
+    """A run as a process that only helps sees it: the first one tells what happens."""
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Nothing."""
+
+
+def _help(run: Run, settings: Settings) -> None:
+    """What a process that is not the first does: train, once the first has divided the corpus."""
+    with stop_on_signal(run):
+        if distributed.agree(lambda: False):
+            _learn(run, settings, Split.load(run.folder / "split.json"))
 
 
 def _stages(run: Run, settings: Settings) -> Report:
@@ -82,7 +90,7 @@ def _stages(run: Run, settings: Settings) -> Report:
 
     divided = _divide(run, settings)
     base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
-    if not (run.folder / "model").is_dir():
+    if distributed.agree(lambda: not (run.folder / "model").is_dir()):
         _learn(run, settings, divided)
     tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
     report = measured(run, settings, divided, base, tuned)
@@ -100,7 +108,7 @@ def _divide(run: Run, settings: Settings) -> Split:
         return Split.load(path)
     run.emit("stage", name="data", title="Reading the corpus")
     chosen = settings.data
-    survey = sources.survey(_corpus(run, settings), chosen.audio_root, _columns(settings), _progress(run))
+    survey = sources.survey(_corpus(run, settings), chosen.audio_root, _columns(settings), progress_of(run))
     for problem in survey.problems:
         run.emit("warning", **_problem(problem))
     if survey.refused and chosen.strict:
@@ -142,7 +150,7 @@ def _corpus(run: Run, settings: Settings) -> Path:
     choice = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*parts, choice]))
     corpus = Corpus.create(home() / "datasets" / name)
-    imported = import_hub(corpus, spec, _progress(run))
+    imported = import_hub(corpus, spec, progress_of(run))
     run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
     return corpus.folder
 
@@ -165,30 +173,49 @@ def _columns(settings: Settings) -> Columns:
 
 
 def _learn(run: Run, settings: Settings, divided: Split) -> None:
-    from voxtral_finetune.evaluation.transcribe import Transcriber
-    from voxtral_finetune.model import adapt, load
+    from voxtral_finetune.model import adapt, kernels, load
     from voxtral_finetune.model.export import export
-    from voxtral_finetune.training.trainer import train
+    from voxtral_finetune.training import engine, preflight
 
     run.emit("stage", name="training", title="Training")
     name, revision = settings.model.model_checkpoint, settings.model.model_revision
     device = load.pick_device(settings.model.device)
     processor = load.load_processor(name, revision)
-    model = adapt.adapt(load.load_model(name, revision, device), settings.training, name, revision)
-    run.emit("plan", device=str(device), learning_rate=settings.learning_rate, **adapt.count(model))
-    waves = [audio.load(row.audio, *row.span) for row in divided.dev]
+    plan = preflight.prepare(run, settings, divided.train, processor, device)
+    learned = settings.training.model_copy(update={"gradient_checkpointing": plan.fit.checkpointing})
+    loaded = load.load_model(name, revision, device, quantise=learned.method == "qlora")
+    model = adapt.adapt(loaded, learned, name, revision)
+    run.emit("weights", kernels=kernels.accelerate_kernels(model, device, learned.compile), **adapt.count(model))
 
-    def score_dev(model: Any) -> float:
-        transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
-        heard = transcriber.transcribe(waves, [row.language for row in divided.dev])
-        return score([row.text for row in divided.dev], heard).wer
-
-    trained = train(run, model, processor, divided, settings, score_dev)
+    score_dev = _dev_scorer(run, settings, processor, divided.dev)
+    trained = engine.train(run, model, processor, divided, settings, plan, score_dev)
+    if distributed.processes()[0] > 0:
+        return
     run.emit("stage", name="save", title="Saving the best checkpoint")
     facts = {key: value for key, value in asdict(trained).items() if key != "best"}
+    facts |= {key: plan.schedule.facts()[key] for key in ("packing", "windows_per_update", "utterances_per_update")}
     write_durably(run.folder / "trained.json", json.dumps({**facts, **adapt.count(model)}, indent=2) + "\n")
     (run.folder / "heard-tuned.json").unlink(missing_ok=True)  # of a model/ that somebody has removed
     export(trained.best, processor, run.folder / "model", load.weights_dtype(device), adapt.merges(settings.training))
+
+
+def _dev_scorer(run: Run, settings: Settings, processor: Any, rows: list[Utterance]) -> Callable[[Any], float]:
+    """What training asks for the WER of a model on dev; raises StopRequested where the run was asked to stop."""
+    from voxtral_finetune.evaluation.transcribe import Transcriber
+
+    work = [(audio.load(row.audio, *row.span), row.language) for row in rows]
+
+    def score_dev(model: Any) -> float:
+        transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
+
+        def texts(share: Sequence[tuple[audio.Wave, str | None]]) -> list[str]:
+            alone = distributed.processes()[1] == 1  # of several, one that stops here would leave the others waiting
+            waves, languages = [wave for wave, _ in share], [language for _, language in share]
+            return transcriber.transcribe(waves, languages, lambda *_: check_stop(run) if alone else None)
+
+        return score([row.text for row in rows], distributed.shared(work, texts)).wer
+
+    return score_dev
 
 
 def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> list[str]:
@@ -199,7 +226,7 @@ def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[
     title = {"base": "Testing the model before training", "tuned": "Testing the tuned model from its saved folder"}
     run.emit("stage", name=f"test {name}", title=title[name])
     revision = settings.model.model_revision if name == "base" else None
-    heard = transcribe(checkpoint, rows, settings, _progress(run), revision)
+    heard = transcribe(checkpoint, rows, settings, progress_of(run), revision)
     write_durably(path, json.dumps(heard, ensure_ascii=False, indent=0) + "\n")
     return heard
 
@@ -248,44 +275,3 @@ def _with_language(row: Utterance, language: str | None) -> Utterance:
 
 def _problem(problem: Problem) -> dict[str, Any]:
     return {"line": problem.line, "file": problem.file, "what": problem.what, "fix": problem.fix}
-
-
-def _progress(run: Run) -> Progress:
-    """Events of how far a stage is, at most one a second; also where a run that was asked to stop does."""
-    shown = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        if run.stop_requested():
-            again = f"Go on with: voxtral-finetune train --resume --output-dir {run.folder}"
-            raise StopRequested("Stopped before training was done.", again)
-        if done == total or time.monotonic() - shown >= 1:
-            shown = time.monotonic()
-            run.emit("progress", done=done, total=total)
-
-    return progress
-
-
-@contextmanager
-def _stop_on_signal(run: Run) -> Iterator[None]:
-    """Makes the first Ctrl-C or SIGTERM ask the run to stop, and a second Ctrl-C end it at once."""
-    owner, pressed = os.getpid(), 0
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal pressed
-        if os.getpid() != owner:
-            return  # a data loader's worker has inherited this handler
-        pressed += number == signal.SIGINT
-        if pressed > 1:
-            raise KeyboardInterrupt
-        run.request_stop()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals; the stop file works everywhere
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

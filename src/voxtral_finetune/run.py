@@ -13,7 +13,8 @@
         README.md       the model card
 
 Its status is derived, never stored: lock held = running; last event finished, stopped or failed = that; none of them
-= died (it can be resumed); no event yet = new.
+= died (it can be resumed); no event yet = new. A folder of an older format is brought to the present one when it is
+opened; its config stays beside the new one as `config.json.format-1`.
 """
 
 from __future__ import annotations
@@ -25,17 +26,26 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from voxtral_finetune.errors import RunError
-from voxtral_finetune.settings import FORMAT, Settings, home, read_config
+from voxtral_finetune.durable import NO_SPACE, Format, append_line, locked, sync_files, sync_folder, write_durably
+from voxtral_finetune.errors import RunError, SettingsError
+from voxtral_finetune.settings import FORMAT, Settings, home
+
+__all__ = ["Event", "Run", "Status", "append_line", "peak_rss", "sync_files", "sync_folder", "write_durably"]
 
 Status = Literal["new", "running", "finished", "stopped", "failed", "died"]
 FINAL = ("finished", "stopped", "failed")
+
+LONGEST_LINE = 4 << 20
+"""Bytes of an event; a longer line was not written by a run, and is passed over in pieces."""
+
+TAIL = 1 << 16
+"""Bytes at the end of events.jsonl that hold its last event, nearly always."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,23 @@ class Event:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+def _as_it_was(config: dict[str, Any], _: Path) -> dict[str, Any]:
+    """1 to 2: windows of one utterance and nothing changed from epoch to epoch, so that a run goes on as it began."""
+    return {**config, "packing": False, "vary_speed": False, "mask_spectrum": False}
+
+
+CONFIG = Format(FORMAT, {1: _as_it_was}, SettingsError, unnamed=FORMAT)
+"""The versions of `config.json`; one written by hand names none, and is of the present one."""
+
+
 class Run:
     """One run directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._watchers: list[Callable[[Event], None]] = []
+        self._unwritten: list[str] = []
+        self._stopping = self._executing = False
 
     @property
     def name(self) -> str:
@@ -63,16 +84,24 @@ class Run:
         """Makes a new folder for these settings; a name that is taken gets a suffix, nothing is overwritten."""
         wanted = settings.run.output_dir or home() / "outputs" / time.strftime("%Y%m%d-%H%M%S")
         folder = _make_new(wanted.expanduser().absolute())
-        run = Run(folder)
-        write_durably(run.folder / "config.json", json.dumps({"format": FORMAT, **settings.flat()}, indent=2) + "\n")
-        return run
+        content = json.dumps({"format": FORMAT, **settings.flat()}, indent=2) + "\n"
+        try:
+            write_durably(folder / "config.json", content)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return Run(folder)
 
     @staticmethod
     def open(folder: Path) -> Run:
-        """An existing run; raises RunError where the folder is none."""
+        """An existing run, brought to the present format.
+
+        Raises RunError where the folder is none, SettingsError where its config is damaged or of a newer version.
+        """
         if not (folder / "config.json").is_file():
             raise RunError(f"{folder} is not a run folder: it has no config.json.", "Name a folder under outputs/.")
-        return Run(folder)
+        run = Run(folder)
+        run._config(write=True)
+        return run
 
     @staticmethod
     def all(folder: Path | None = None) -> list[Run]:
@@ -81,36 +110,64 @@ class Run:
         return [Run(path.parent) for path in sorted(configs, key=lambda path: -path.stat().st_mtime)]
 
     def settings(self) -> Settings:
-        return Settings.of(read_config(self.folder / "config.json"))
+        return Settings.of(self._config(write=False))
 
     def watch(self, watcher: Callable[[Event], None]) -> None:
         """Has `watcher` called with each event that this object emits."""
         self._watchers.append(watcher)
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Appends one event and flushes it, so that other processes see it at once."""
+        """Appends one event and flushes it, so that other processes see it at once.
+
+        A full disk does not end a run: its lines are kept, and written in their order as soon as there is room.
+        """
         event = Event(time.time(), kind, fields)
-        line = json.dumps({"time": event.time, "kind": kind, **fields}, ensure_ascii=False)
-        append_line(self.folder / "events.jsonl", line)
+        self._unwritten.append(json.dumps({"time": event.time, "kind": kind, **fields}, ensure_ascii=False))
+        try:
+            append_line(self.folder / "events.jsonl", "\n".join(self._unwritten))
+            self._unwritten.clear()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
         for watcher in self._watchers:
             watcher(event)
 
-    def events(self) -> list[Event]:
-        """All events so far; a last line that is still being written is left for the next call."""
+    def follow(self, position: int = 0) -> Generator[tuple[Event, int], None, None]:
+        """Each event from a place of the log on, with the place after it, to go on from when there is more.
+
+        Holds one line at a time, however long the log is. A last line that is still being written is left.
+        """
         path = self.folder / "events.jsonl"
         if not path.exists():
-            return []
-        found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with suppress(ValueError):  # a process that was killed in mid-write leaves half a line
-                row = json.loads(line)
-                found.append(Event(row.pop("time"), row.pop("kind"), row))
-        return found
+            return
+        with path.open("rb") as file:
+            file.seek(position)
+            while line := file.readline(LONGEST_LINE):
+                if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                    return
+                if event := _event(line):
+                    yield event, file.tell()
+
+    def events(self) -> list[Event]:
+        """All events so far; `follow` for those who only look through them, or want what is new."""
+        return [event for event, _ in self.follow()]
+
+    def last_events(self) -> list[Event]:
+        """The last one, where there is any, and as many before it as a read of the log's end brings along."""
+        size = TAIL
+        path = self.folder / "events.jsonl"
+        while path.exists():
+            start = max(0, path.stat().st_size - size)
+            with closing(self.follow(start)) as following:  # a line that begins before `start` is no event
+                if (found := [event for event, _ in following]) or not start:
+                    return found
+            size *= 8
+        return []
 
     def status(self) -> Status:
         if self._locked():
             return "running"
-        events = self.events()
+        events = self.last_events()
         if not events:
             return "new"
         kind = events[-1].kind
@@ -119,19 +176,30 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run for this process; raises RunError where another one has it."""
-        with (self.folder / "lock").open("a") as file:
-            if not _taken(file):
+        try:
+            file = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        with file, locked(file) as mine:
+            if not mine:
                 raise RunError(f"{self.folder} is being run by another process.", "Wait for it or stop it.")
-            yield
+            self._executing = True
+            try:
+                yield
+            finally:
+                self._executing = False
 
     def request_stop(self) -> None:
         """Asks the process that executes the run to save a checkpoint and end."""
-        (self.folder / "stop").touch()
+        self._stopping = True
+        with suppress(OSError) if self._executing else nullcontext():  # a process can stop itself on a full disk too
+            (self.folder / "stop").touch()
 
     def stop_requested(self) -> bool:
-        return (self.folder / "stop").exists()
+        return self._stopping or (self.folder / "stop").exists()
 
     def clear_stop(self) -> None:
+        self._stopping = False
         (self.folder / "stop").unlink(missing_ok=True)
 
     def launch(self) -> int:
@@ -147,11 +215,16 @@ class Run:
             )
         return process.pid
 
+    def _config(self, write: bool) -> dict[str, Any]:
+        """The settings, flat, in the present format; on disk too, unless it cannot be written or is being executed."""
+        write = write and os.access(self.folder, os.W_OK) and not self._locked()
+        return CONFIG.migrate(self.folder / "config.json", write)
+
     def _locked(self) -> bool:
         path = self.folder / "lock"
         if not path.exists():
             return False
-        with path.open("a") as file:
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -168,56 +241,16 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def write_durably(path: Path, data: str | bytes) -> None:
-    """Writes a file so that after a crash either the old or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+def _event(line: bytes) -> Event | None:
+    """The event of a line; None of half a line, which a process that was killed in mid-write leaves."""
+    with suppress(ValueError, TypeError, KeyError):
+        row = dict(json.loads(line.decode("utf-8", errors="replace")))
+        return Event(row.pop("time"), row.pop("kind"), row)
+    return None
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file durably; half a line that a crash left there stays alone on its own."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames and new names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _taken(file: IO[str]) -> bool:
-    """Takes the lock of an open file; somebody who only looks at a run's status holds it for an instant."""
-    for wait in (0.05, 0.1, 0.2, 0.4, 0):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(wait)
-    return False
-
-
-def sync_files(folder: Path) -> None:
-    """Makes every file below a folder durable, and the folder's names."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"{folder} cannot be written: {error.strerror}.", "Free some space there, or choose another place.")
 
 
 def _make_new(wanted: Path) -> Path:

@@ -46,6 +46,9 @@ class DataSettings(Section):
     max_hours: float | None = Field(
         None, gt=0, description="Stream at most so many hours of the dataset, sampled by the seed."
     )
+    stream: bool = Field(
+        False, description="Learn from the Hub's dataset while it streams, without a local copy; needs --max-steps."
+    )
     audio_column: str | None = Field(None, description="The column that names or holds audio (default: found).")
     text_column: str | None = Field(None, description="The column that holds what is said (default: found).")
     language_column: str | None = Field(None, description="The column that holds the language (default: found).")
@@ -81,18 +84,33 @@ class ModelSettings(Section):
 class TrainingSettings(Section):
     """How it is taught."""
 
-    method: Literal["lora", "full"] = Field("lora", description="LoRA adapters, or the weights themselves.")
-    preset: Literal["vocabulary", "voice"] | None = Field(
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="LoRA adapters, LoRA on a base in 4 bits (less memory, slower), or the weights themselves."
+    )
+    preset: Literal["vocabulary", "voice", "language"] | None = Field(
         None,
-        description="What learns. vocabulary: the language model; voice: also projector and top encoder layers. "
-        "Default: vocabulary for LoRA, everything for full fine-tuning.",
+        description="What learns. vocabulary: the language model; voice: also projector and top encoder layers; "
+        "language: also the whole encoder. Default: vocabulary for LoRA, everything for full fine-tuning.",
     )
     learning_rate: float | None = Field(
         None, gt=0, le=1, description="Peak learning rate (default: 1e-4 for LoRA, 1e-5 for full fine-tuning)."
     )
     epochs: float = Field(3, gt=0, le=10_000, description="How often each utterance is heard.")
-    batch_size: int = Field(2, ge=1, le=4096, description="Utterances per step on one device.")
-    grad_accum: int = Field(4, ge=1, le=4096, description="Steps gathered into one update of the weights.")
+    max_steps: int | None = Field(None, ge=1, description="Make so many updates, whatever --epochs says.")
+    packing: bool | None = Field(
+        None,
+        description="Several short utterances share a window (default: where half of them fill under half of one).",
+    )
+    batch_size: int = Field(2, ge=1, le=4096, description="Windows per step, over all devices.")
+    grad_accum: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Steps gathered into one update of the weights (default: until it holds about 8 utterances).",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="AdamW in 32 bits, or with 8-bit states: less memory for full fine-tuning."
+    )
     lora_r: int = Field(16, ge=1, le=1024, description="Rank of the LoRA matrices.")
     lora_alpha: int = Field(32, ge=1, le=4096, description="Scale of the LoRA update, divided by the rank.")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
@@ -103,7 +121,25 @@ class TrainingSettings(Section):
     language_free_share: float = Field(
         0.15, ge=0, le=1, description="Share of prompts without the language, so that detecting it is not forgotten."
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a third slower.")
+    gradient_checkpointing: bool | None = Field(
+        None, description="Recompute activations: less memory, a third slower (default: only where memory asks for it)."
+    )
+    compile: bool = Field(
+        False, description="Compile the layers with torch.compile on CUDA: faster after some minutes."
+    )
+    cache_audio: bool | None = Field(
+        None,
+        description="Compute what the frozen encoder makes of each window once and keep it on disk (default: where it "
+        "is frozen, nothing changes the audio, and the windows are not packed anew each epoch).",
+    )
+    cache_gb: float = Field(50, ge=0, description="The most disk, in GB, that each cache of audio may take.")
+    vary_speed: bool | None = Field(
+        None, description="Hear each utterance 0.9 to 1.1 times as fast, anew each epoch (default: under 5 hours)."
+    )
+    mask_spectrum: bool | None = Field(
+        None, description="SpecAugment: hide some frequencies and moments, anew each epoch (default: under 5 hours)."
+    )
+    noise: Path | None = Field(None, description="A folder of noises to learn through, 5 to 20 dB under the speech.")
     logging_steps: int = Field(5, ge=1, description="Report loss every so many updates.")
     eval_steps: int | None = Field(
         None, ge=1, description="Measure dev loss and dev WER every so many updates (default: about ten times a run)."
@@ -147,8 +183,8 @@ SECTIONS: dict[str, type[Section]] = {
     "run": RunSettings,
 }
 
-FORMAT = 1
-"""Version of `config.json`; raised when a reader of the old one would go wrong."""
+FORMAT = 2
+"""Version of `config.json`; raised when a reader of the old one would go wrong. 1: without packing."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +258,7 @@ class Settings(BaseModel):
     @property
     def learning_rate(self) -> float:
         """The peak rate, by method where none was asked for (docs/settings.md says why)."""
-        return self.training.learning_rate or {"lora": 1e-4, "full": 1e-5}[self.training.method]
+        return self.training.learning_rate or (1e-5 if self.training.method == "full" else 1e-4)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -236,29 +272,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path} holds no JSON object.", 'Write {"batch_size": 2, ...}.')
     return content
-
-
-def reference() -> str:
-    """The text of docs/settings.md."""
-    lines = [
-        "# Settings",
-        "",
-        "Every setting is a flag of `voxtral-finetune train`, a key of a `--config` JSON file and a field of the",
-        "Studio. A flag wins over the file. `python tools/settings_page.py` writes this page; a test compares the two.",
-    ]
-    for section, kind in SECTIONS.items():
-        lines += [
-            "",
-            f"## {section}: {(kind.__doc__ or '').strip()}",
-            "",
-            "| flag | default | meaning |",
-            "|---|---|---|",
-        ]
-        for setting in every_setting():
-            if setting.section == section:
-                default = json.dumps(setting.default) if setting.default not in (None, []) else ""
-                lines.append(f"| `{setting.flag}` | {f'`{default}`' if default else ''} | {setting.help} |")
-    return "\n".join(lines) + "\n"
 
 
 def _check_format(number: Any) -> None:

@@ -179,13 +179,6 @@ def test_the_scripts_are_the_same_engine(script, small_checkpoint, corpus, tmp_p
     assert (tmp_path / "run" / "report.json").exists()
 
 
-def test_several_processes_are_refused_in_one_line(small_checkpoint, corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = train(small_checkpoint, corpus, tmp_path / "run")
-    assert result.exit_code == 1
-    assert "Run it without torchrun" in result.stderr
-
-
 def test_a_full_disk_is_said_and_the_run_can_go_on(small_checkpoint, corpus, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -39,7 +39,7 @@ def test_the_learning_rate_depends_on_the_method(method, rate):
         ({"learning_rate": "fast"}, "--learning-rate cannot be 'fast'"),
         ({"method": "magic"}, "--method cannot be 'magic'"),
         ({"language": "english"}, "--language cannot be 'english'"),
-        ({"format": 2}, "Update voxtral-finetune"),
+        ({"format": 3}, "Update voxtral-finetune"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_to_do(flat, said):

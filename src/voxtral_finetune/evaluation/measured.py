@@ -63,9 +63,7 @@ def _training_facts(run: Run, settings: Settings) -> dict[str, Any]:
         **facts,
         "size_bytes": size,
         "learning_rate": settings.learning_rate,
-        "batch_size": chosen.batch_size,
-        "grad_accum": chosen.grad_accum,
-        **({"lora_r": chosen.lora_r, "lora_alpha": chosen.lora_alpha} if chosen.method == "lora" else {}),
+        **({"lora_r": chosen.lora_r, "lora_alpha": chosen.lora_alpha} if chosen.method != "full" else {}),
     }
 
 

@@ -2,7 +2,10 @@
 
     vocabulary   the language model only: what vLLM can serve as an adapter; the audio encoder stays as it is
     voice        also the projector and the encoder's top layers: for sounds the encoder has not met
+    language     also the projector and every layer of the encoder: for a language that Voxtral does not know
     (none)       LoRA: as vocabulary; full fine-tuning: every weight
+
+Method `qlora` is LoRA on a base whose language model is in 4 bits (`model.load.quantisation`).
 
 Weights that learn are float32, frozen ones keep the dtype they were loaded in. A frozen layer below the first that
 learns is never back-propagated: nothing in it asks for a gradient, and no hook makes its input ask for one.
@@ -28,6 +31,9 @@ LANGUAGE_MODEL_LINEARS = LANGUAGE_MODEL + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gat
 PROJECTOR_LINEARS = r".*multi_modal_projector\.linear_[12]"
 ENCODER_LINEARS = r".*audio_tower\.layers\.({layers})\.(self_attn\.(q|k|v|out)_proj|fc1|fc2)"
 
+BEYOND_LANGUAGE_MODEL = ("voice", "language")
+"""Presets that also teach the projector and layers of the encoder, which servers take no adapters of."""
+
 
 def adapt(model: nn.Module, settings: TrainingSettings, base_name: str, base_revision: str | None = None) -> nn.Module:
     """Makes `model` learn as the settings say; returns it, wrapped by PEFT for LoRA.
@@ -38,7 +44,7 @@ def adapt(model: nn.Module, settings: TrainingSettings, base_name: str, base_rev
     if hasattr(model, "peft_config"):
         what = f"{base_name!r} is an adapter, and training would start from its base without it."
         raise ModelError(what, "Train from the base, or from a run made with --preset voice, which is saved merged.")
-    if settings.method == "lora":
+    if settings.method != "full":
         torch.manual_seed(settings.seed)  # a LoRA matrix starts at random
         model = _with_lora(model, settings, base_name, base_revision)
     else:
@@ -58,10 +64,10 @@ def adapt(model: nn.Module, settings: TrainingSettings, base_name: str, base_rev
 def lora_pattern(model: nn.Module, settings: TrainingSettings) -> str:
     """The regular expression of the linear layers that get adapters."""
     parts = [LANGUAGE_MODEL_LINEARS]
-    if settings.preset == "voice":
+    if settings.preset in BEYOND_LANGUAGE_MODEL:
         parts.append(PROJECTOR_LINEARS)
         if not settings.freeze_audio_tower:
-            parts.append(ENCODER_LINEARS.format(layers=_top_layers(model, settings)))
+            parts.append(ENCODER_LINEARS.format(layers=_encoder_layers(model, settings)))
     return "|".join(f"({part})" for part in parts)
 
 
@@ -72,8 +78,8 @@ def full_pattern(model: nn.Module, settings: TrainingSettings) -> str:
         parts.append(r".*multi_modal_projector\..*")
     if settings.preset is None and not settings.freeze_audio_tower:
         parts.append(r".*audio_tower\.(?!embed_positions).*")  # Whisper's positions are fixed sinusoids
-    if settings.preset == "voice" and not settings.freeze_audio_tower:
-        parts.append(rf".*audio_tower\.(layers\.({_top_layers(model, settings)})|layer_norm)\..*")
+    if settings.preset in BEYOND_LANGUAGE_MODEL and not settings.freeze_audio_tower:
+        parts.append(rf".*audio_tower\.(layers\.({_encoder_layers(model, settings)})|layer_norm)\..*")
     return "|".join(f"({part})" for part in parts)
 
 
@@ -93,14 +99,17 @@ def checkpoint_learning_layers(model: nn.Module) -> None:
 
 
 def count(model: nn.Module) -> dict[str, int]:
-    """Number of weights: all of them, and those that learn."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """Number of weights: all of them, and those that learn. A byte of a layer in 4 bits holds two."""
+    sizes = [
+        (parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1), parameter.requires_grad)
+        for parameter in model.parameters()
+    ]
     return {"total": sum(size for size, _ in sizes), "trainable": sum(size for size, learns in sizes if learns)}
 
 
 def merges(settings: TrainingSettings) -> bool:
     """Whether a LoRA run is saved merged: servers take adapters of the language model only."""
-    return settings.method == "lora" and settings.preset == "voice"
+    return settings.method != "full" and settings.preset in BEYOND_LANGUAGE_MODEL
 
 
 def _with_lora(model: nn.Module, settings: TrainingSettings, base_name: str, revision: str | None) -> nn.Module:
@@ -119,9 +128,11 @@ def _with_lora(model: nn.Module, settings: TrainingSettings, base_name: str, rev
     return adapted
 
 
-def _top_layers(model: nn.Module, settings: TrainingSettings) -> str:
+def _encoder_layers(model: nn.Module, settings: TrainingSettings) -> str:
+    """The numbers of the encoder layers that the preset teaches, as alternatives of a regular expression."""
     count = len(model.get_submodule("model.audio_tower").layers)  # type: ignore[arg-type]  # a ModuleList
-    return "|".join(str(index) for index in range(max(0, count - settings.top_encoder_layers), count))
+    first = max(0, count - settings.top_encoder_layers) if settings.preset == "voice" else 0
+    return "|".join(str(index) for index in range(first, count))
 
 
 def _is_layer(name: str) -> bool:

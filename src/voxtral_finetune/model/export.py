@@ -28,11 +28,10 @@ def export(checkpoint: Path, processor: Any, folder: Path, dtype: torch.dtype, m
         for name in ADAPTER_FILES:
             shutil.copyfile(checkpoint / name, temporary / name)
     else:
-        model: Any = load_model(str(checkpoint), device=torch.device("cpu"))
+        # The base comes in full precision, also where a run taught it in 4 bits. Merging adds the update in float32 and
+        # rounds once, so that no float32 copy of the whole model is needed.
+        model: Any = load_model(str(checkpoint), device=torch.device("cpu"), dtype=dtype)
         whole = model.merge_and_unload() if adapter else model
-        positions = whole.model.audio_tower.embed_positions
-        whole.to(dtype)
-        positions.float()  # as transformers keeps it whatever the dtype
         whole.save_pretrained(temporary)
         processor.save_pretrained(temporary)
     sync_files(temporary)

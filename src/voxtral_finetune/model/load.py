@@ -5,6 +5,7 @@ Only safetensors are read and no code from a repository is run. An adapter names
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,18 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, VoxtralForConditionalGeneration, VoxtralProcessor
+from transformers import AutoConfig, BitsAndBytesConfig, VoxtralForConditionalGeneration, VoxtralProcessor
 
 from voxtral_finetune.errors import ModelError
 from voxtral_finetune.model.catalog import CHECKPOINTS, resolve
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+KEPT_WHOLE = ("model.audio_tower", "model.multi_modal_projector", "lm_head")
+"""What is not put into 4 bits: the encoder and the projector hear worse in them, the head costs little.
+
+Full names: transformers matches them from the start (`quantizers_utils.py`), so that "audio_tower" would match nothing.
+"""
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -65,24 +72,53 @@ def load_processor(checkpoint: str, revision: str | None = None) -> VoxtralProce
     return VoxtralProcessor.from_pretrained(resolve(checkpoint), revision=revision)
 
 
-def load_model(checkpoint: str, revision: str | None = None, device: torch.device | None = None) -> torch.nn.Module:
-    """Weights ready to transcribe or to be adapted, on `device`; an adapter comes on its base, as PEFT keeps it."""
+def load_model(
+    checkpoint: str,
+    revision: str | None = None,
+    device: torch.device | None = None,
+    quantise: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.nn.Module:
+    """Weights ready to transcribe or to be adapted, on `device`; an adapter comes on its base, as PEFT keeps it.
+
+    With `quantise` the language model's linear layers are put into 4 bits, for QLoRA. `dtype` is by default the one
+    that suits the device.
+    """
     device = device or pick_device()
     checkpoint = model_folder(checkpoint)
     base = adapter_base(checkpoint)
     if base:
-        return _load_adapter(load_model(*base, device=device), checkpoint)
+        return _load_adapter(load_model(*base, device, quantise, dtype), checkpoint)
     read_config(checkpoint, revision)
+    placed = {"quantization_config": quantisation(device), "device_map": {"": device}} if quantise else {}
     try:
         model = VoxtralForConditionalGeneration.from_pretrained(
-            resolve(checkpoint), revision=revision, dtype=weights_dtype(device), use_safetensors=True
+            resolve(checkpoint), revision=revision, dtype=dtype or weights_dtype(device), use_safetensors=True, **placed
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The weights of {checkpoint!r} cannot be loaded: {str(error).splitlines()[0]}",
             "Download or export the checkpoint again.",
         ) from error
-    return model.to(device)
+    return model if quantise else model.to(device)  # layers in 4 bits stay where they were made
+
+
+def quantisation(device: torch.device) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, Dettmers et al. 2023), multiplied in the type the other weights have."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("--method qlora needs bitsandbytes.", "Run: pip install 'voxtral-finetune[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=weights_dtype(device),
+        llm_int8_skip_modules=list(KEPT_WHOLE),
+    )
+
+
+def is_quantised(name: str) -> bool:
+    """Whether `quantisation` puts the linear layer of this name into 4 bits."""
+    return not name.startswith(KEPT_WHOLE)
 
 
 def adapter_base(checkpoint: str) -> tuple[str, str | None] | None:

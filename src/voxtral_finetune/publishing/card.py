@@ -198,8 +198,8 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         "preset": ("preset", plain),
         "revision": ("revision of the base model", plain),
         "learning_rate": ("learning rate", "{:g}".format),
-        "batch_size": ("batch size", "{}".format),
-        "grad_accum": ("batches an update", "{}".format),
+        "windows_per_update": ("windows an update", "{}".format),
+        "utterances_per_update": ("utterances an update, about", "{:g}".format),
         "epochs": ("epochs", "{:g}".format),
         "steps": ("updates", "{}".format),
         "best_step": ("update that was kept", "{}".format),
@@ -207,7 +207,7 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         "peak_memory_bytes": ("peak memory", lambda value: f"{value / 2**30:.1f} GiB"),
         "size_bytes": ("size of the model files", lambda value: f"{value / 1e6:,.1f} MB"),
     }
-    if values.get("method") == "lora":
+    if values.get("method") in ("lora", "qlora"):
         for name in ("r", "alpha", "dropout"):
             shown[f"lora_{name}"] = (f"LoRA {name}", "{:g}".format)
     return [

@@ -37,6 +37,9 @@ def widget(setting: Setting, recommended: Mapping[str, Any]) -> Any:
         "elem_id": f"setting-{setting.name}",
     }
     value = shown_value(setting, recommended)
+    if kind is bool and optional:
+        named = [(texts.AUTOMATIC, ""), (texts.YES, "true"), (texts.NO, "false")]
+        return gr.Dropdown(named, value=value, **shown)
     if kind is bool:
         return gr.Checkbox(value, **shown)
     if typing.get_origin(kind) is typing.Literal:
@@ -53,7 +56,9 @@ def shown_value(setting: Setting, recommended: Mapping[str, Any]) -> Any:
     value = recommended.get(setting.name, setting.default)
     if value is None:
         return ""
-    _, optional = _kind(setting.field.annotation)
+    kind, optional = _kind(setting.field.annotation)
+    if kind is bool and optional:
+        return str(value).lower()
     return str(value) if optional else value
 
 

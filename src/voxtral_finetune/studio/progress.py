@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from voxtral_finetune import console
 from voxtral_finetune.errors import RunError
 from voxtral_finetune.run import Event, Run, Status
 from voxtral_finetune.settings import home
@@ -155,12 +156,18 @@ def _notes(events: list[Event]) -> list[str]:
         if event.kind == "data":
             notes.append(texts.data(event.fields))
         elif event.kind == "plan":
-            notes.append(texts.plan(event.fields))
+            notes += console.plan_lines(**event.fields)
+        elif event.kind == "weights":
+            notes.append(texts.weights(event.fields))
         elif event.kind == "early_stop":
             notes.append(texts.early_stop(event.fields))
-    warnings = [f"line {event.fields['line']}: {event.fields['what']}" for event in events if event.kind == "warning"]
+    warnings = [_warning(**event.fields) for event in events if event.kind == "warning"]
     more = [texts.more_warnings(len(warnings) - WARNINGS)] if len(warnings) > WARNINGS else []
     return notes + warnings[:WARNINGS] + more
+
+
+def _warning(what: str, line: int | None = None, **_: Any) -> str:
+    return f"line {line}: {what}" if line else what
 
 
 def _log(run: Run) -> str:

@@ -70,6 +70,7 @@ RUN_NAME = "Name of the run (optional)"
 RUN_NAME_INFO = "Default: date and time.  --output-dir"
 ADVANCED = "Advanced"
 AUTOMATIC = "default"
+YES, NO = "yes", "no"
 COMMAND = "The same from the command line"
 START = "Start training"
 STOP = "Stop"
@@ -133,9 +134,8 @@ def data(facts: dict[str, Any]) -> str:
     return f"{sizes} utterances. {facts['note']}{skipped}"
 
 
-def plan(facts: dict[str, Any]) -> str:
-    weights = f"{facts['trainable'] / 1e6:.2f} M of {facts['total'] / 1e6:.2f} M weights"
-    return f"{weights} learn, on {facts['device']}, learning rate {facts['learning_rate']:g}."
+def weights(facts: dict[str, Any]) -> str:
+    return f"{facts['trainable'] / 1e6:.2f} M of {facts['total'] / 1e6:.2f} M weights learn."
 
 
 def early_stop(facts: dict[str, Any]) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import TrackioCallback
 
 from voxtral_finetune.errors import RunError
-from voxtral_finetune.run import Run, sync_files, write_durably
+from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
+from voxtral_finetune.training import checkpoints
+from voxtral_finetune.training.distributed import any_of
+from voxtral_finetune.training.schedule import Schedule
+from voxtral_finetune.training.speed import Speed
+from voxtral_finetune.training.trainer import CHOICE, METRIC, NOT_MEASURED
 
-COMPLETE = "COMPLETE"
-"""Written into a checkpoint last of all, with the size of each file: one without it was cut off while it was saved."""
-
-KEPT = 2
-"""Newest checkpoints that are kept, beside the best one."""
-
-METRIC = "eval_wer"
-"""Dev WER by generation: what chooses the checkpoint and the end."""
-
-SHOWN = ("loss", "grad_norm", "learning_rate", "epoch")
+SHOWN = ("loss", "grad_norm", "learning_rate")
 
 
 class Events(TrainerCallback):
     """Appends step, eval and checkpoint events to the run; `seconds` is training time over all sessions of the run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, speed: Speed, made: Schedule) -> None:
         self.run = run
+        self.speed = speed
+        self.made = made
         earlier = [event.fields["seconds"] for event in run.events() if event.kind in ("step", "eval")]
         self.before = max(earlier, default=0.0)
         self.started = time.monotonic()
@@ -42,6 +38,16 @@ class Events(TrainerCallback):
     @property
     def seconds(self) -> float:
         return round(self.before + time.monotonic() - self.started, 2)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.speed.begin(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.speed.heard(state.global_step)
+        if control.should_evaluate or control.should_save:
+            # A resumed run averages its loss from the checkpoint on; the curve is the same where one that went
+            # through starts a new average there too.
+            control.should_log = True
 
     def on_log(
         self,
@@ -52,11 +58,11 @@ class Events(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
-            kept: dict[str, float] = {
-                name: logs[name] for name in ("loss", "grad_norm", "learning_rate", "epoch") if name in logs
-            }
+            kept: dict[str, Any] = {name: logs[name] for name in SHOWN if name in logs}
             kept |= {"perplexity": perplexity(logs["loss"]), "seconds": self.seconds}
-            self.run.emit("step", step=state.global_step, steps=state.max_steps, **kept)
+            kept["epoch"] = round(state.global_step * self.made.hearing.per_update / self.made.windows, 3)
+            facts = self.speed.facts(state.global_step, state.max_steps)
+            self.run.emit("step", step=state.global_step, steps=state.max_steps, **kept, **facts)
 
     def on_evaluate(
         self,
@@ -66,7 +72,7 @@ class Events(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if metrics and state.is_world_process_zero:
+        if metrics and state.is_world_process_zero and metrics[METRIC] != NOT_MEASURED:
             loss, wer = metrics["eval_loss"], metrics[METRIC]
             facts = {"loss": loss, "perplexity": perplexity(loss), "wer": wer, "seconds": self.seconds}
             self.run.emit("eval", step=state.global_step, steps=state.max_steps, **facts)
@@ -74,12 +80,8 @@ class Events(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        folder = self.run.folder / "checkpoints" / f"checkpoint-{state.global_step}"
-        sync_files(folder)
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        write_durably(folder / COMPLETE, json.dumps(sizes))
         self.run.emit("checkpoint", step=state.global_step)
-        _rotate(folder.parent, {state.global_step, state.best_global_step})
+        checkpoints.rotate(Path(args.output_dir), {state.global_step, state.best_global_step or 0})
 
 
 class QuietTrackio(TrackioCallback):
@@ -127,40 +129,22 @@ class KeepBestAndStop(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        if any_of(self.run.stop_requested()):
+            control.should_training_stop = True
         if not state.global_step or metrics is None:
             return
         control.should_save = True
         best_so_far = math.inf if state.best_metric is None else state.best_metric
         waited = (state.global_step - (state.best_global_step or 0)) / state.eval_steps
-        if self.patience and metrics[METRIC] >= best_so_far and waited >= self.patience:
+        if self.patience and metrics[CHOICE] >= best_so_far and waited >= self.patience:
             control.should_training_stop = True
             self.run.emit("early_stop", step=state.global_step, best_step=state.best_global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.run.stop_requested():
+        if any_of(self.run.stop_requested()):
             control.should_evaluate = False  # whoever asks to stop does not wait for a transcription of dev
-            control.should_save = True
+            control.should_log = control.should_save = True
             control.should_training_stop = True
-
-
-def whole_checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a run that were written whole, by step: every file is there in the size that was noted."""
-    found = {}
-    for mark in folder.glob(f"checkpoint-*/{COMPLETE}"):
-        sizes = json.loads(mark.read_text(encoding="utf-8"))
-        files = {name: mark.parent / name for name in sizes}
-        if all(path.is_file() and path.stat().st_size == sizes[name] for name, path in files.items()):
-            found[int(mark.parent.name.split("-")[1])] = mark.parent
-    return found
-
-
-def _rotate(folder: Path, kept: set[int | None]) -> None:
-    """Deletes older checkpoints, each first as a whole one, so that half of one is never gone on from."""
-    older = sorted(whole_checkpoints(folder).items())[:-KEPT]
-    for step, path in older:
-        if step not in kept:
-            (path / COMPLETE).unlink()
-            shutil.rmtree(path)
 
 
 def perplexity(loss: float) -> float:

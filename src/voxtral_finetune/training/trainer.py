@@ -1,70 +1,218 @@
-"""Learning, on Hugging Face's Trainer; Voxtral needs three things done otherwise.
+"""Learning, on Hugging Face's Trainer; Voxtral needs some things done otherwise.
 
-Logits and loss only where there is a label; dev WER by generation beside dev loss; and resuming by transformers' own
-loading code, because `save_pretrained` writes the Hub's weight names, which are not those of the modules.
+Logits and loss only where there is a label; what the frozen encoder makes of a window taken from a cache; dev WER by
+generation beside dev loss; checkpoints that are whole or not there; batches taken in parts where memory runs out, and
+updates that are no numbers left out, both without changing what an update is made of.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainingArguments,
-    VoxtralForConditionalGeneration,
-)
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, VoxtralForConditionalGeneration
 from transformers.trainer_utils import EvalLoopOutput
 
-from voxtral_finetune.data.collate import IGNORED, TranscriptionCollator
-from voxtral_finetune.data.split import Split
+from voxtral_finetune.data.collate import IGNORED, SPECIAL
 from voxtral_finetune.errors import RunError, StopRequested
-from voxtral_finetune.run import Run, peak_rss
-from voxtral_finetune.settings import Settings
-from voxtral_finetune.training.callbacks import METRIC, Events, KeepBestAndStop, QuietTrackio, whole_checkpoints
-from voxtral_finetune.training.dataset import Utterances
+from voxtral_finetune.run import Run
+from voxtral_finetune.training import checkpoints
+from voxtral_finetune.training.batches import parts, rows_in
+from voxtral_finetune.training.dataset import WindowStream
+from voxtral_finetune.training.distributed import agree, processes, wait
+from voxtral_finetune.training.embeddings import EmbeddingCache
 
-EVALUATIONS = 10
-"""How often dev is measured in a run that does not say: often enough to choose, seldom enough to be cheap."""
+METRIC = "eval_wer"
+"""Dev WER by generation: what chooses the checkpoint and the end."""
+
+CHOICE = "eval_choice"
+"""What is minimised: dev WER, and among equals dev loss, far below the weight of one word."""
+
+NOT_MEASURED = float("inf")
+"""Dev WER of an evaluation that was cut short by a request to stop: never the best."""
+
+MOST_SKIPPED = 3
+"""Updates in a row whose gradient is no number before a run gives up."""
+
+MOST_SPLITS = 3
+"""How often a batch is halved where memory runs out: into eighths."""
 
 ScoreDev = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training did, counted over all sessions of a run; `best` is the checkpoint folder of the best dev WER."""
-
-    best: Path
-    steps: int
-    epochs: float
-    best_step: int
-    seconds: float
-    seconds_to_best: float
-    peak_memory_bytes: int
+Batch = dict[str, Any]
 
 
 class VoxtralTrainer(Trainer):
-    """Trainer with head and loss only where there is a label, and `eval_wer` beside `eval_loss`."""
+    """Trainer for windows of speech; `run` is told what goes wrong, `score_dev` gives the WER of a model on dev."""
 
-    def __init__(self, *args: Any, score_dev: ScoreDev, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, run: Run, score_dev: ScoreDev, embeddings: EmbeddingCache | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.run = run
         self.score_dev = score_dev
+        self.embeddings = embeddings
+        self.events: Any = None  # set by `training.engine.build`, which needs the trainer first
+        self.splits = 0
+        self._skipped = 0
+        self._batches: list[Batch] = []
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, {**inputs, **only_at_labels(inputs["labels"])}, *args, **kwargs)
+    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        inputs = {**inputs, **only_at_labels(inputs["labels"]), "use_cache": False}
+        if "audio_known" in inputs:
+            inputs = self._with_embeds(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        if len(self._batches) == self.current_gradient_accumulation_steps:
+            self._batches = []
+        self._batches.append(inputs)
+        while True:
+            try:
+                loss = self._step_in_parts(model, inputs, num_items_in_batch)
+                break
+            except torch.OutOfMemoryError:
+                self._take_smaller_parts(inputs)
+            # A backward pass that broke off has left some of its gradients: the update starts again from its first
+            # batch. The losses of the earlier ones are counted already.
+            model.zero_grad()
+            for earlier in self._batches[:-1]:
+                self._step_in_parts(model, earlier, num_items_in_batch)
+        return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # `_get_grad_norm` reports the others
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        output = super().evaluation_loop(*args, **kwargs)
-        with self.accelerator.autocast():
-            output.metrics[METRIC] = self.score_dev(self.accelerator.unwrap_model(self.model))
+        while True:
+            try:
+                output = super().evaluation_loop(*args, **kwargs)
+                break
+            except torch.OutOfMemoryError:
+                smaller = self.args.per_device_eval_batch_size // 2
+                if not smaller:
+                    raise
+                self.run.emit("warning", what=f"Memory is full: dev loss is measured in batches of {smaller} now.")
+                self.args.per_device_eval_batch_size = smaller
+                torch.cuda.empty_cache()
+                args = (self.get_eval_dataloader(), *args[1:])
+        output.metrics[METRIC] = self._dev_wer()
+        output.metrics[CHOICE] = output.metrics[METRIC] + 1e-6 * min(output.metrics["eval_loss"], 50.0)
         return output
+
+    def _dev_wer(self) -> float:
+        try:
+            with self.accelerator.autocast():
+                return self.score_dev(self.accelerator.unwrap_model(self.model))
+        except StopRequested:  # whoever asks to stop does not wait for dev; the step's callbacks save and end
+            return NOT_MEASURED
+
+    def _step_in_parts(self, model: nn.Module, inputs: Batch, items: torch.Tensor | int | None) -> torch.Tensor:
+        """The loss of a batch, back-propagated part by part; the sum over parts is that of the whole."""
+        losses = [super(VoxtralTrainer, self).training_step(model, part, items) for part in parts(inputs, self.splits)]
+        return torch.stack(losses).sum()
+
+    def _take_smaller_parts(self, inputs: Batch) -> None:
+        """Halves the parts that batches are taken in; raises RunError where that cannot help any more."""
+        rows = rows_in(inputs)
+        if self.args.world_size > 1 or self.splits == MOST_SPLITS or rows <= 2**self.splits:
+            what = f"Memory is full at update {self.state.global_step + 1}, with {-(-rows // 2**self.splits)} windows."
+            fix = "Go on with --resume and nothing else on the device, or use --gradient-checkpointing or qlora."
+            raise RunError(what, fix)
+        self.splits += 1
+        torch.cuda.empty_cache()
+        what = (
+            f"Memory is full at update {self.state.global_step + 1}: batches are taken in {2**self.splits} parts now."
+        )
+        self.run.emit("warning", what=what, fix="An update still holds as many windows as before.")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        """The gradient's norm; where it is no number the update is left out, and the third time in a row the run ends.
+
+        The weights are what they were: a gradient that is no number never reaches them.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is None or torch.isfinite(torch.as_tensor(norm)):
+            self._skipped = 0
+            return norm
+        self._skipped += 1
+        for parameter in model.parameters():
+            parameter.grad = None
+        step = self.state.global_step + 1
+        heard = self._heard(step)
+        self.run.emit("skipped_update", step=step, in_a_row=self._skipped, samples=heard)
+        if self._skipped == MOST_SKIPPED:
+            self._save_checkpoint(model, None)
+            self.callback_handler.on_save(self.args, self.state, self.control)
+            raise RunError(
+                f"The loss was no number in {MOST_SKIPPED} updates in a row; the last one heard {heard[0]}.",
+                "events.jsonl names all samples (skipped_update). Look at them, or use a lower --learning-rate.",
+            )
+        return None
+
+    def _heard(self, step: int) -> list[str]:
+        """The windows of an update, by line and file."""
+        dataset = self.train_dataset
+        if isinstance(dataset, WindowStream):
+            return [window.name for _, _, window in dataset.timeline.update(step - 1)]
+        return ["a sample of the stream"]
+
+    def _with_embeds(self, inputs: Batch) -> Batch:
+        """Audio from the cache, and from the encoder where it is not known yet; then no audio goes to the model."""
+        base: Any = self.accelerator.unwrap_model(self.model)
+        known, index = inputs.pop("audio_known"), inputs.pop("audio_index")
+        kept, features = inputs.pop("audio_embeds", None), inputs.pop("input_features", None)
+        ids = inputs.pop("input_ids")
+        embeds = base.get_input_embeddings()(ids)
+        audio = embeds.new_empty((len(known), *self.embeddings_shape))
+        if kept is not None:
+            audio[known] = kept.to(audio.dtype)
+        if features is not None:
+            with torch.no_grad():
+                heard = base.get_audio_features(features, return_dict=True).pooler_output
+            audio[~known] = heard.view(-1, *self.embeddings_shape).to(audio.dtype)
+            self._keep(audio, known, index, (ids == SPECIAL["[AUDIO]"]).sum(1) // self.embeddings_shape[0])
+        places = (ids == SPECIAL["[AUDIO]"])[..., None].expand_as(embeds)
+        return {**inputs, "inputs_embeds": embeds.masked_scatter(places, audio)}
+
+    @property
+    def embeddings_shape(self) -> tuple[int, int]:
+        assert self.embeddings is not None
+        return self.embeddings.shape
+
+    def _keep(self, audio: torch.Tensor, known: torch.Tensor, index: torch.Tensor, chunks: torch.Tensor) -> None:
+        assert self.embeddings is not None
+        start = 0
+        for place, count in zip(index.tolist(), chunks.tolist(), strict=True):
+            if not known[start]:
+                self.embeddings.put(place, audio[start : start + count])
+            start += count
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """In order: the stream itself is the order (`training.dataset`)."""
+        return SequentialSampler(self.train_dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes a checkpoint that is there whole or not at all (`training.checkpoints`)."""
+        folder, step = Path(self.args.output_dir), self.state.global_step
+
+        def write(staging: Path) -> None:
+            self.args.output_dir = str(staging.parent)
+            try:
+                super(VoxtralTrainer, self)._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(folder)
+
+        if processes()[1] == 1:
+            checkpoints.save_when_there_is_room(self.run, step, write)
+            return
+        # Each process adds the state of its random numbers to what the first one begins and finishes.
+        staging = Path(agree(lambda: str(checkpoints.begin(folder, step))))
+        write(staging)
+        wait()
+        agree(lambda: str(checkpoints.finish(staging)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Saves an adapter without asking the Hub whether its base had other embeddings, as PEFT would each time."""
@@ -93,121 +241,3 @@ def only_at_labels(labels: torch.Tensor) -> dict[str, torch.Tensor]:
     shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     keep = shifted != IGNORED
     return {"logits_to_keep": keep, "shift_labels": shifted[keep]}
-
-
-def train(run: Run, model: nn.Module, processor: Any, split: Split, settings: Settings, score_dev: ScoreDev) -> Trained:
-    """Teaches `model` (already adapted) and says which checkpoint was best.
-
-    Goes on from the newest whole checkpoint of the run, if there is one. Raises StopRequested, with a checkpoint
-    saved, where the run was asked to stop.
-    """
-    collator = TranscriptionCollator(processor)
-    learned = settings.training
-    arguments = training_arguments(run, settings, len(split.train), next(model.parameters()).device)
-    events = Events(run)
-    trainer = VoxtralTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=Utterances(split.train, learned.language_free_share, learned.seed),
-        eval_dataset=Utterances(split.dev),
-        callbacks=[events, KeepBestAndStop(run, learned.patience), QuietTrackio()],
-        score_dev=score_dev,
-    )
-    for shown in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(shown)  # progress goes out as events; each door draws its own
-    _reset_peak_memory()
-    trainer.train(resume_from_checkpoint=newest_checkpoint(run))
-    state = trainer.state
-    if run.stop_requested():
-        raise StopRequested(
-            f"Stopped at step {state.global_step} of {state.max_steps}; a checkpoint is saved.",
-            f"Go on with: voxtral-finetune train --resume --output-dir {run.folder}",
-        )
-    best_step = state.best_global_step or state.global_step
-    return Trained(
-        best=_checkpoint(run, best_step),
-        steps=state.global_step,
-        epochs=round(state.epoch or 0.0, 2),
-        best_step=best_step,
-        seconds=events.seconds,
-        seconds_to_best=_seconds_at(run, best_step),
-        peak_memory_bytes=peak_memory(arguments.device),
-    )
-
-
-def training_arguments(run: Run, settings: Settings, utterances: int, device: torch.device) -> TrainingArguments:
-    """The Trainer's arguments for a run on `device` that hears `utterances` in each epoch."""
-    chosen = settings.training
-    per_update = chosen.batch_size * chosen.grad_accum
-    updates = max(1, math.ceil(math.ceil(utterances / per_update) * chosen.epochs))
-    eval_steps = min(chosen.eval_steps or max(1, updates // EVALUATIONS), updates)
-    arguments = TrainingArguments(
-        output_dir=str(run.folder / "checkpoints"),
-        per_device_train_batch_size=chosen.batch_size,
-        per_device_eval_batch_size=settings.evaluation.eval_batch_size,
-        gradient_accumulation_steps=chosen.grad_accum,
-        num_train_epochs=chosen.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(chosen.warmup_share * updates),
-        weight_decay=chosen.weight_decay,
-        logging_steps=chosen.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=eval_steps,
-        eval_on_start=True,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=chosen.save_steps or eval_steps,
-        metric_for_best_model=METRIC,
-        greater_is_better=False,
-        seed=chosen.seed,
-        data_seed=chosen.seed,
-        bf16=device.type == "cuda",
-        use_cpu=device.type == "cpu",
-        dataloader_num_workers=4 if device.type == "cuda" else 0,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        disable_tqdm=True,
-        report_to=[],
-        project=settings.tracking.project,
-        run_name=run.name,
-        trackio_space_id=settings.tracking.trackio_space,
-        trackio_static_space_id=False,  # the default would publish the curves with a push to the Hub
-    )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # several GPUs are torchrun's: nn.DataParallel cannot split these batches
-    return arguments
-
-
-def newest_checkpoint(run: Run) -> str | None:
-    """The folder of the last checkpoint that was written whole, by step and not by clock."""
-    whole = whole_checkpoints(run.folder / "checkpoints")
-    return str(whole[max(whole)]) if whole else None
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory used, in bytes: of the GPU where it ran on one, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return peak_rss()
-
-
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _checkpoint(run: Run, step: int) -> Path:
-    folder = whole_checkpoints(run.folder / "checkpoints").get(step)
-    if folder is None:
-        what = f"The best checkpoint, of update {step}, is not there any more."
-        raise RunError(what, "Train again, and leave checkpoints/ as it is.")
-    return folder
-
-
-def _seconds_at(run: Run, step: int) -> float:
-    times = [event.fields["seconds"] for event in run.events() if event.kind == "eval" and event.fields["step"] == step]
-    return float(times[-1]) if times else 0.0

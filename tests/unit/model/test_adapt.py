@@ -25,6 +25,9 @@ def mini_3b(tmp_path_factory):
         ({}, 27_033_600),
         ({"preset": "voice"}, 30_212_096),
         ({"preset": "voice", "freeze_audio_tower": True}, 27_262_976),
+        ({"preset": "language"}, 39_059_456),
+        ({"preset": "language", "freeze_audio_tower": True}, 27_262_976),
+        ({"method": "full", "preset": "language"}, 4_668_941_824),
         ({"method": "full"}, 4_674_351_104),
         ({"method": "full", "freeze_audio_tower": True}, 4_039_302_144),
         ({"method": "full", "preset": "vocabulary"}, 4_014_136_320),
@@ -56,6 +59,17 @@ def test_voice_teaches_the_top_of_the_encoder_only(small_checkpoint):
         assert learning(model, "audio_tower.layers.1")
         assert not learning(model, "audio_tower.layers.0")
         assert learning(model, "projector")
+
+
+def test_language_teaches_every_layer_of_the_encoder_and_is_saved_merged(small_checkpoint):
+    for method in ("lora", "qlora", "full"):
+        settings = TrainingSettings(method=method, preset="language", top_encoder_layers=1)
+        model = adapt.adapt(load.load_model(str(small_checkpoint)), settings, "base")
+        for part in ("audio_tower.layers.0", "audio_tower.layers.1", "projector", "language_model.layers.0"):
+            assert learning(model, part), (method, part)
+        assert not learning(model, "embed_positions")
+        assert adapt.merges(settings) == (method != "full")
+        assert not adapt.merges(TrainingSettings(method=method))
 
 
 def test_weights_that_learn_are_float32_and_frozen_ones_keep_their_type(small_checkpoint):

@@ -14,15 +14,19 @@ from voxtral_finetune.data import audio
 from voxtral_finetune.data.collate import Example, TranscriptionCollator
 from voxtral_finetune.data.corpus import Corpus, Utterance
 from voxtral_finetune.data.split import Split
+from voxtral_finetune.data.wave_cache import WaveCache
 from voxtral_finetune.errors import DataError, StopRequested
 from voxtral_finetune.evaluation.transcribe import Transcriber
 from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.model import adapt, load
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
+from voxtral_finetune.training import preflight
 from voxtral_finetune.training.callbacks import track_result
-from voxtral_finetune.training.dataset import Utterances
-from voxtral_finetune.training.trainer import newest_checkpoint, only_at_labels, train
+from voxtral_finetune.training.checkpoints import whole
+from voxtral_finetune.training.dataset import Hearing, Timeline, Utterances, WindowStream
+from voxtral_finetune.training.engine import train
+from voxtral_finetune.training.trainer import only_at_labels
 
 TEXTS = ["low", "mid high", "high low mid", "low low", "mid", "high", "mid low high", "high high"]
 
@@ -36,13 +40,22 @@ def eight(write_corpus):
 
 def settings_for(folder, **changed):
     chosen = {"method": "full", "learning_rate": 5e-3, "epochs": 100, "batch_size": 8, "grad_accum": 1}
+    chosen |= {"packing": False, "vary_speed": False, "mask_spectrum": False}
     return Settings.of({**chosen, "eval_steps": 100, "patience": 0, "device": "cpu", "output_dir": folder, **changed})
 
 
-def taught(run, checkpoint, split, settings):
-    """Trains in `run` and returns (what training did, dev WER at each evaluation)."""
+def trained(run, checkpoint, split, settings, score_dev):
+    """Trains in `run` from the checkpoint as a run does."""
+    settings = Settings.of({**settings.flat(), "model_checkpoint": str(checkpoint)})
     processor = load.load_processor(str(checkpoint))
+    plan = preflight.prepare(run, settings, split.train, processor, torch.device("cpu"))
     model = adapt.adapt(load.load_model(str(checkpoint)), settings.training, str(checkpoint))
+    return train(run, model, processor, split, settings, plan, score_dev)
+
+
+def taught(run, checkpoint, split, settings):
+    """(what training did, dev WER at each evaluation)."""
+    processor = load.load_processor(str(checkpoint))
     rates = []
 
     def score_dev(model):
@@ -52,15 +65,15 @@ def taught(run, checkpoint, split, settings):
         rates.append(score([row.text for row in split.dev], heard).wer)
         return rates[-1]
 
-    return train(run, model, processor, split, settings, score_dev), rates
+    return trained(run, checkpoint, split, settings, score_dev), rates
 
 
 def test_eight_utterances_are_learned_by_heart(small_checkpoint, eight, tmp_path):
     settings = settings_for(tmp_path / "run")
-    trained, rates = taught(Run.create(settings), small_checkpoint, eight, settings)
+    done, rates = taught(Run.create(settings), small_checkpoint, eight, settings)
     assert rates[0] > 0.5
     assert rates[-1] == 0.0
-    assert trained.best_step == trained.steps == 100
+    assert done.best_step == done.steps == 100
 
 
 def test_without_the_end_of_text_nothing_useful_is_learned(small_checkpoint, eight, tmp_path, monkeypatch):
@@ -90,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(small_checkpoint, 
         run = Run.create(settings)
         if name == "stopped":
             run.watch(lambda event, run=run: run.request_stop() if event.fields.get("step") == 6 else None)
-            with pytest.raises(StopRequested, match=r"at step [67] of 16; a checkpoint is saved"):
+            with pytest.raises(StopRequested, match=r"at update [67] of 16; a checkpoint is saved"):
                 taught(run, small_checkpoint, eight, settings)
             run.clear_stop()
             run = Run.open(run.folder)
@@ -103,41 +116,33 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(small_checkpoint, 
 def test_the_best_checkpoint_is_kept_and_training_stops_early(small_checkpoint, eight, tmp_path):
     settings = settings_for(tmp_path / "run", method="lora", epochs=20, eval_steps=1, patience=3)
     run = Run.create(settings)
-    rates = iter([0.9, 0.5, 0.3, 0.4, 0.3, 0.35, 0.2])
-    processor = load.load_processor(str(small_checkpoint))
-    model = adapt.adapt(load.load_model(str(small_checkpoint)), settings.training, str(small_checkpoint))
-    trained = train(run, model, processor, eight, settings, lambda _: next(rates))
-    assert (trained.best_step, trained.steps) == (2, 5)
-    assert trained.best.name == "checkpoint-2"
-    assert [event.fields["wer"] for event in run.events() if event.kind == "eval"] == [0.9, 0.5, 0.3, 0.4, 0.3, 0.35]
+    rates = iter([0.9, 0.5, 0.3, 0.4, 0.31, 0.35, 0.2])
+    done = trained(run, small_checkpoint, eight, settings, lambda _: next(rates))
+    assert (done.best_step, done.steps) == (2, 5)
+    assert done.best.name == "checkpoint-2"
+    assert [event.fields["wer"] for event in run.events() if event.kind == "eval"] == [0.9, 0.5, 0.3, 0.4, 0.31, 0.35]
 
 
-def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
-    run = Run.create(settings_for(tmp_path / "run"))
-    for step in (5, 10, 15, 20, 25):
-        folder = run.folder / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        (folder / "optimizer.pt").write_bytes(b"state")
-        if step != 15:
-            (folder / "COMPLETE").write_text('{"optimizer.pt": 5}')
-    (run.folder / "checkpoints" / "checkpoint-20" / "optimizer.pt").write_bytes(b"")
-    (run.folder / "checkpoints" / "checkpoint-25" / "optimizer.pt").unlink()
-    assert newest_checkpoint(run).endswith("checkpoint-10")
+def test_of_equal_word_error_rates_the_lower_loss_is_the_better(small_checkpoint, eight, tmp_path):
+    settings = settings_for(tmp_path / "run", epochs=12, eval_steps=4)
+    run = Run.create(settings)
+    done = trained(run, small_checkpoint, eight, settings, lambda _: 0.5)
+    losses = {event.fields["step"]: event.fields["loss"] for event in run.events() if event.kind == "eval"}
+    assert losses[12] < losses[4]
+    assert done.best_step == min(losses, key=losses.get)
 
 
 def test_two_newest_checkpoints_and_the_best_are_kept(small_checkpoint, eight, tmp_path):
     settings = settings_for(tmp_path / "run", method="lora", epochs=6, eval_steps=1)
     run = Run.create(settings)
     rates = iter([0.9, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5])
-    processor = load.load_processor(str(small_checkpoint))
-    model = adapt.adapt(load.load_model(str(small_checkpoint)), settings.training, str(small_checkpoint))
-    trained = train(run, model, processor, eight, settings, lambda _: next(rates))
-    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == [
+    done = trained(run, small_checkpoint, eight, settings, lambda _: next(rates))
+    assert sorted(path.name for path in (run.folder / "checkpoints").glob("check*")) == [
         "checkpoint-1",
         "checkpoint-5",
         "checkpoint-6",
     ]
-    assert trained.best.name == "checkpoint-1"
+    assert done.best.name == "checkpoint-1"
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(small_checkpoint, eight, tmp_path):
@@ -147,11 +152,12 @@ def test_a_stop_does_not_wait_for_an_evaluation(small_checkpoint, eight, tmp_pat
     with pytest.raises(StopRequested):
         taught(run, small_checkpoint, eight, settings)
     assert [event.fields["step"] for event in run.events() if event.kind == "eval"] == [0]
-    assert newest_checkpoint(run).endswith("checkpoint-2")
+    assert max(whole(run.folder / "checkpoints")) == 2
 
 
-def test_loader_workers_leave_signals_to_the_process_that_trains(eight):
-    loader = torch.utils.data.DataLoader(Utterances(eight.train), num_workers=1, batch_size=None)
+def test_loader_workers_leave_signals_to_the_process_that_trains(eight, tmp_path):
+    data = Utterances(eight.train, WaveCache(tmp_path, 0))
+    loader = torch.utils.data.DataLoader(data, num_workers=1, batch_size=None)
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         rows = iter(loader)
@@ -191,15 +197,17 @@ def test_curves_are_events_and_in_trackio_on_this_machine(small_checkpoint, eigh
 
 def test_a_share_of_prompts_leaves_the_language_out_by_epoch(tmp_path):
     audio.write(tmp_path / "a.wav", spoken("low"), 16_000)
-    rows = [Utterance(tmp_path / "a.wav", "low", "en", sha256=str(number)) for number in range(400)]
-    data = Utterances(rows, language_free_share=0.15, seed=1)
+    rows = [Utterance(tmp_path / "a.wav", "low", "en", seconds=0.3, sha256=f"{number:064x}") for number in range(400)]
+    timeline = Timeline(rows, Hearing(2.0, 400, seed=1, language_free_share=0.15))
+    stream = WindowStream(timeline, 2, WaveCache(tmp_path / "cache", 0))
 
     def free(epoch):
-        data.set_epoch(epoch)
-        return [index for index, row in enumerate(rows) if data._draw(row) < 0.15]
+        return {
+            window.utterances[0].sha256
+            for position, (_, _, window) in enumerate(timeline.update(epoch))
+            if stream[400 * epoch + position].language is None
+        }
 
     assert 30 <= len(free(0)) <= 90
     assert free(0) != free(1)
     assert free(0) == free(0)
-    data.set_epoch(0)
-    assert data[free(0)[0]].language is None

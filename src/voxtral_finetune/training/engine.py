@@ -1,0 +1,216 @@
+"""A run's training from its parts: what it hears, in what batches, on which device; and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+
+from voxtral_finetune.data.augment import NoiseBank
+from voxtral_finetune.data.collate import TranscriptionCollator
+from voxtral_finetune.data.split import Split
+from voxtral_finetune.data.wave_cache import WaveCache
+from voxtral_finetune.errors import RunError, StopRequested
+from voxtral_finetune.run import Run
+from voxtral_finetune.settings import Settings, home
+from voxtral_finetune.training import checkpoints
+from voxtral_finetune.training.callbacks import Events, KeepBestAndStop, QuietTrackio
+from voxtral_finetune.training.dataset import Timeline, Utterances, WindowStream
+from voxtral_finetune.training.distributed import agree, is_sharded, processes
+from voxtral_finetune.training.embeddings import EmbeddingCache, cache_key
+from voxtral_finetune.training.preflight import Fit, Plan, probe
+from voxtral_finetune.training.schedule import Schedule
+from voxtral_finetune.training.speed import Speed, peak_memory
+from voxtral_finetune.training.trainer import CHOICE, ScoreDev, VoxtralTrainer
+
+EVALUATIONS = 10
+"""How often dev is measured in a run that does not say: often enough to choose, seldom enough to be cheap."""
+
+WORKERS = 8
+"""The most processes that prepare audio for one GPU; each keeps up with about 100 windows a second."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did, counted over all sessions of a run; `best` is the checkpoint folder of the best dev WER."""
+
+    best: Path
+    steps: int
+    epochs: float
+    best_step: int
+    seconds: float
+    seconds_to_best: float
+    peak_memory_bytes: int
+
+
+def train(
+    run: Run,
+    model: nn.Module,
+    processor: Any,
+    split: Split,
+    settings: Settings,
+    plan: Plan,
+    score_dev: ScoreDev,
+) -> Trained:
+    """Teaches `model` (already adapted) and says which checkpoint was best.
+
+    Goes on from the newest whole checkpoint of the run, if there is one. Raises StopRequested, with a checkpoint
+    saved, where the run was asked to stop.
+    """
+    trainer = build(run, model, processor, split, settings, plan, score_dev)
+    newest = agree(lambda: checkpoints.newest(run.folder / "checkpoints", run.emit))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    state, made = trainer.state, plan.schedule
+    if run.stop_requested():
+        raise StopRequested(
+            f"Stopped at update {state.global_step} of {state.max_steps}; a checkpoint is saved.",
+            f"Go on with: voxtral-finetune train --resume --output-dir {run.folder}",
+        )
+    best_step = state.best_global_step or state.global_step
+    return Trained(
+        best=_checkpoint(run, best_step),
+        steps=state.global_step,
+        epochs=round(state.global_step * made.hearing.per_update / made.windows, 2),
+        best_step=best_step,
+        seconds=trainer.events.seconds,
+        seconds_to_best=_seconds_at(run, best_step),
+        peak_memory_bytes=peak_memory(trainer.args.device),
+    )
+
+
+def build(
+    run: Run,
+    model: nn.Module,
+    processor: Any,
+    split: Split,
+    settings: Settings,
+    plan: Plan,
+    score_dev: ScoreDev,
+) -> VoxtralTrainer:
+    """The trainer of a run, ready to `train()`; the longest window has been tried on the device by then."""
+    chosen, made, fit = settings.training, plan.schedule, plan.fit
+    timeline = Timeline(split.train, made.hearing)
+    waves = WaveCache(home() / "cache" / "audio", int(chosen.cache_gb * 1e9))
+    embeddings = _embeddings(model, timeline, processor, settings) if made.cache else None
+    collator = TranscriptionCollator(processor)
+    device = next(model.parameters()).device
+    speed = Speed(timeline, device)
+    if not is_sharded():  # no process holds a model that is sharded, before the trainer has shared it out
+        fit, speed.flops = probe(run, model, collator, timeline, plan)
+    arguments = training_arguments(run, settings, made, fit, device)
+    trainer = VoxtralTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=WindowStream(timeline, made.updates, waves, _noises(settings), embeddings),
+        eval_dataset=Utterances(split.dev, waves),
+        callbacks=[QuietTrackio()] if processes()[0] == 0 else [],
+        run=run,
+        score_dev=score_dev,
+        embeddings=embeddings,
+    )
+    trainer.events = Events(run, speed, made)
+    for own in (trainer.events, KeepBestAndStop(run, chosen.patience)):
+        trainer.add_callback(own)
+    for shown in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(shown)  # progress goes out as events; each door draws its own
+    return trainer
+
+
+def training_arguments(
+    run: Run, settings: Settings, made: Schedule, fit: Fit, device: torch.device
+) -> TrainingArguments:
+    """The Trainer's arguments for a run on `device`."""
+    chosen = settings.training
+    on_cuda = device.type == "cuda"
+    eval_steps = min(chosen.eval_steps or max(1, made.updates // EVALUATIONS), made.updates)
+    arguments = TrainingArguments(
+        output_dir=str(run.folder / "checkpoints"),
+        per_device_train_batch_size=fit.micro_batch,
+        per_device_eval_batch_size=settings.evaluation.eval_batch_size,
+        gradient_accumulation_steps=fit.accumulation,
+        num_train_epochs=1,  # the stream of windows holds all epochs
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=-(-int(chosen.warmup_share * made.updates * 1000) // 1000),
+        weight_decay=chosen.weight_decay,
+        optim=_optimizer(settings, on_cuda),
+        logging_steps=chosen.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=eval_steps,
+        eval_on_start=True,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=chosen.save_steps or eval_steps,
+        metric_for_best_model=CHOICE,
+        greater_is_better=False,
+        seed=chosen.seed,
+        data_seed=chosen.seed,
+        bf16=on_cuda,
+        use_cpu=device.type == "cpu",
+        dataloader_num_workers=_workers(on_cuda),
+        dataloader_pin_memory=on_cuda,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        report_to=[],
+        project=settings.tracking.project,
+        run_name=run.name,
+        trackio_space_id=settings.tracking.trackio_space,
+        trackio_static_space_id=False,  # the default would publish the curves with a push to the Hub
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are torchrun's: nn.DataParallel cannot split batches
+    return arguments
+
+
+def _optimizer(settings: Settings, on_cuda: bool) -> str:
+    if settings.training.optimizer == "adamw8bit":
+        return "adamw_bnb_8bit"
+    return "adamw_torch_fused" if on_cuda else "adamw_torch"
+
+
+def _workers(on_cuda: bool) -> int:
+    """Processes that prepare batches while the GPU works; a CPU that trains has none to spare."""
+    import psutil
+
+    cores = (psutil.cpu_count() or 1) // max(1, torch.cuda.device_count())
+    return max(1, min(WORKERS, cores - 1)) if on_cuda else 0
+
+
+def _noises(settings: Settings) -> NoiseBank | None:
+    return NoiseBank(settings.training.noise) if settings.training.noise else None
+
+
+def _embeddings(model: nn.Module, timeline: Timeline, processor: Any, settings: Settings) -> EmbeddingCache:
+    windows = [window for _, window in sorted(timeline.epoch(0), key=lambda each: each[0])]
+    collator = TranscriptionCollator(processor)
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]  # a method of every transformers model
+    return EmbeddingCache(
+        home() / "cache" / "embeddings",
+        cache_key(model, windows, weight.dtype),
+        [timeline.chunks(window) for window in windows],
+        (collator.tokens_per_window, weight.shape[1]),
+        weight.dtype,
+        int(settings.training.cache_gb * 1e9),
+    )
+
+
+def _checkpoint(run: Run, step: int) -> Path:
+    folder = checkpoints.whole(run.folder / "checkpoints").get(step)
+    if folder is None:
+        what = f"The best checkpoint, of update {step}, is not there any more."
+        raise RunError(what, "Train again, and leave checkpoints/ as it is.")
+    return folder
+
+
+def _seconds_at(run: Run, step: int) -> float:
+    times = [event.fields["seconds"] for event in run.events() if event.kind == "eval" and event.fields["step"] == step]
+    return float(times[-1]) if times else 0.0
