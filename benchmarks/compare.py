@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
+
 from benchmarks import ours, plain, shapes
 from benchmarks.loss import loss_memory
 from benchmarks.measure import Built, Measured, in_child, measure, memory_before
-from transformers.utils import logging
-
 from voxtral_finetune.data import sources
 from voxtral_finetune.data.rows import Utterance
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import ours, plain, shapes
-from benchmarks.compare import Speech
-from benchmarks.measure import Built, measure, memory_before
 from transformers import VoxtralConfig
 from transformers.utils import logging
 
+from benchmarks import ours, plain, shapes
+from benchmarks.compare import Speech
+from benchmarks.measure import Built, measure, memory_before
 from voxtral_finetune.data.collate import TranscriptionCollator
 from voxtral_finetune.errors import FinetuneError
 from voxtral_finetune.model.load import load_processor

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks.shapes import WINDOW_SECONDS
 from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from benchmarks.shapes import WINDOW_SECONDS
 from voxtral_finetune.data.collate import IGNORED, TranscriptionCollator
 from voxtral_finetune.data.rows import Utterance
 from voxtral_finetune.data.windows import plan

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measure import Built, memory_before
 from transformers import Trainer
 
+from benchmarks.measure import Built, memory_before
 from voxtral_finetune import pipeline
 from voxtral_finetune.data import windows
 from voxtral_finetune.data.collate import TranscriptionCollator

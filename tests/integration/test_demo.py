@@ -64,7 +64,19 @@ def test_a_human_voice_it_has_never_heard_is_learned(speech_data, tmp_path):
     folder = strings_of_one_voice(speech_data, tmp_path / "voice", HELD_OUT, {"train": 150, "test": 100})
     done = voxtral_finetune(
         *("train", "--model-checkpoint", "mini", "--dataset-jsonl", folder, "--output-dir", tmp_path / "run"),
-        *("--preset", "voice", "--learning-rate", 2e-3, "--epochs", 15, "--batch-size", 8, "--grad-accum", 1),
+        *(
+            "--preset",
+            "voice",
+            "--learning-rate",
+            2e-3,
+            "--epochs",
+            15,
+            "--no-packing",
+            "--batch-size",
+            8,
+            "--grad-accum",
+            1,
+        ),
         *("--lora-r", 8, "--lora-dropout", 0),
         cwd=tmp_path,
     )

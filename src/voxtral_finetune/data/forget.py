@@ -16,7 +16,7 @@ from voxtral_finetune.data.rows import AUDIO, SPEAKER, TEXT
 from voxtral_finetune.data.text_checks import tidy
 from voxtral_finetune.errors import DataError
 from voxtral_finetune.run import write_durably
-from voxtral_finetune.settings import home
+from voxtral_finetune.settings import cache, home
 
 CACHES = ("cache", ".cache", ".unpacked")
 LABELS = tuple(name.casefold() for name in SPEAKER)
@@ -33,7 +33,7 @@ class Forgotten:
 
 
 def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten:
-    """Removes a speaker's rows, audio, recorded changes and whatever caches lie in the corpus folder.
+    """Removes a speaker's rows, audio, recorded changes, caches in the corpus folder, and what runs have kept of audio.
 
     In a corpus that this program made, audio that no row names any more (a crash left it) goes too: nobody can say
     whose it is. Runs under `outputs` (default: outputs/ of the home) are listed, not touched: what a model has learned
@@ -62,6 +62,8 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
         files = _remove_audio(corpus, paths, {path for path in map(_audio, kept) if path})
         corpus.drop(gone)
         _clean(corpus, paths, words)
+        for kept_by_runs in (*cache().glob("audio/[0-9a-f][0-9a-f]/*.f32"), *cache().glob("embeddings/*.embeddings")):
+            kept_by_runs.unlink()  # whose voice is in which is not written there; they are made again when needed
         left = {path for path in _others(corpus) if _mentions(path, words | {Path(name).stem for name in paths})}
     left |= {path for path in map(corpus.folder.joinpath, paths) if path.exists()}
     return Forgotten(len(gone), files, runs, sorted(left))

@@ -11,6 +11,7 @@ so that a small corpus does not meet in the same company each time.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +25,8 @@ from voxtral_finetune.data.rows import Utterance
 GAP_SECONDS = 0.2
 """Silence between two utterances of a window: shorter than a pause in speech, longer than a stop consonant."""
 
-SLACK_SECONDS = 0.02
-"""Left free at the end of a window: a decoded file may be some samples longer than its rounded seconds say."""
+SLACK_SECONDS = 0.001
+"""Left free beside each utterance: decoded, it may be half a millisecond and a sample longer than its seconds say."""
 
 SINGLE_SHARE = 0.1
 """Share of windows that hold one utterance."""
@@ -60,7 +61,8 @@ class Window:
     @property
     def text(self) -> str:
         """What is said in it: the utterances' texts, joined as their language joins sentences."""
-        joint = "" if (self.language or "").split("-")[0] in UNSPACED else " "
+        language = (self.language or "").replace("_", "-").split("-")[0].lower()
+        joint = "" if language in UNSPACED else " "
         return joint.join(row.text for row in self.utterances)
 
     @property
@@ -108,8 +110,15 @@ def plan(
 
 def efficiency(windows: Sequence[Window], window_seconds: float) -> float:
     """Speech seconds per second of windows; an utterance longer than one window counts all that it fills."""
-    paid = sum(max(1, -(-window.seconds // window_seconds)) for window in windows) * window_seconds
+    paid = sum(chunks(window, window_seconds) for window in windows) * window_seconds
     return sum(window.seconds for window in windows) / paid if windows else 0.0
+
+
+def chunks(window: Window, window_seconds: float) -> int:
+    """How many windows of the checkpoint it fills: more than one only for an utterance that is longer."""
+    if len(window.utterances) > 1:
+        return 1  # also where its utterances, as recorded, are longer than they are heard
+    return max(1, math.ceil(round(window.seconds / window_seconds, 6)))
 
 
 def _single_count(rows: Sequence[Utterance], window_seconds: float, length: Length) -> int:
@@ -143,8 +152,10 @@ def _pack_language(
     for start in range(0, len(pool), BLOCK):
         last = start + BLOCK >= len(pool)
         block, carried = carried + pool[start : start + BLOCK], []
-        for filled, share in _pack(block, window_seconds, length, random):
-            if share >= WELL_FILLED or last:
+        # The emptiest go on to the next block, and not more than a block of them: where no two fit beside each other
+        # they would be tried again with every block.
+        for filled, share in sorted(_pack(block, window_seconds, length, random), key=lambda each: each[1]):
+            if share >= WELL_FILLED or last or len(carried) >= BLOCK:
                 windows.append(filled)
             else:
                 carried += filled
@@ -156,11 +167,11 @@ def _pack(
 ) -> list[tuple[list[Utterance], float]]:
     """Best-fit decreasing: (utterances, how full) of each window; one that is longer than a window is alone."""
     blurred = np.array([length(row) for row in rows]) * random.uniform(1 - BLUR, 1 + BLUR, len(rows))
-    room = window_seconds - SLACK_SECONDS + GAP_SECONDS  # the last utterance needs no gap after it
+    room = window_seconds + GAP_SECONDS  # the last utterance needs no gap after it
     found: list[list[Utterance]] = []
     free: list[tuple[float, int]] = []  # (seconds left, window), by seconds
     for index in np.argsort(-blurred, kind="stable"):
-        needed = length(rows[index]) + GAP_SECONDS
+        needed = length(rows[index]) + SLACK_SECONDS + GAP_SECONDS
         place = bisect_left(free, (needed, -1))
         if place < len(free):
             left, window = free.pop(place)

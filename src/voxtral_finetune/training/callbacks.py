@@ -31,7 +31,7 @@ class Events(TrainerCallback):
         self.run = run
         self.speed = speed
         self.made = made
-        earlier = [event.fields["seconds"] for event in run.events() if event.kind in ("step", "eval")]
+        earlier = (event.fields["seconds"] for event, _ in run.follow() if event.kind in ("step", "eval"))
         self.before = max(earlier, default=0.0)
         self.started = time.monotonic()
 
@@ -60,7 +60,8 @@ class Events(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:
             kept: dict[str, Any] = {name: logs[name] for name in SHOWN if name in logs}
             kept |= {"perplexity": perplexity(logs["loss"]), "seconds": self.seconds}
-            kept["epoch"] = round(state.global_step * self.made.hearing.per_update / self.made.windows, 3)
+            if (epochs := self.made.epochs(state.global_step)) is not None:
+                kept["epoch"] = epochs
             facts = self.speed.facts(state.global_step, state.max_steps)
             self.run.emit("step", step=state.global_step, steps=state.max_steps, **kept, **facts)
 

@@ -8,7 +8,9 @@ of windows; inside an update the windows are in order of length, so that a batch
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ from voxtral_finetune.data import audio, augment
 from voxtral_finetune.data.collate import Example
 from voxtral_finetune.data.rows import Utterance
 from voxtral_finetune.data.wave_cache import WaveCache
-from voxtral_finetune.data.windows import GAP_SECONDS, Window, plan
+from voxtral_finetune.data.windows import GAP_SECONDS, SLACK_SECONDS, Window, chunks, plan
 from voxtral_finetune.training.embeddings import EmbeddingCache
 
 GAP = np.zeros(round(GAP_SECONDS * audio.SAMPLE_RATE), np.float32)
@@ -62,8 +64,8 @@ class Timeline:
         return sorted(found, key=lambda each: (-self.chunks(each[2]), -len(each[2].text), each[1]))
 
     def chunks(self, window: Window) -> int:
-        """How many windows of the checkpoint it fills: more than one only for an utterance that is longer."""
-        return max(1, -(-round(window.seconds * 1000) // round(self.hearing.window_seconds * 1000)))
+        """How many windows of the checkpoint it fills."""
+        return chunks(window, self.hearing.window_seconds)
 
     def _planned(self, number: int) -> list[tuple[int, Window]]:
         chosen = self.hearing
@@ -84,13 +86,16 @@ class Timeline:
         """How many times as fast an utterance is heard in an epoch."""
         if not self.hearing.vary_speed:
             return 1.0
-        return augment.speed_factor(self.hearing.seed, epoch, row.sha256 or str(row.audio))
+        window, seconds = self.hearing.window_seconds, row.seconds or 0.0
+        room = max(1, math.ceil(seconds / window)) * window - SLACK_SECONDS
+        factor = augment.speed_factor(self.hearing.seed, epoch, row.sha256 or str(row.audio))
+        return max(factor, seconds / room)  # slowed down, it must not need one window more
 
     def _at(self, position: int) -> tuple[int, int, Window]:
         while not self._ends or self._ends[-1] <= position:
             before = self._ends[-1] if self._ends else 0
             self._ends.append(before + len(self.epoch(len(self._ends))))
-        epoch = next(number for number, end in enumerate(self._ends) if position < end)
+        epoch = bisect_right(self._ends, position)
         start = self._ends[epoch - 1] if epoch else 0
         return (epoch, *self.epoch(epoch)[position - start])
 

@@ -74,6 +74,15 @@ def any_of(here: bool) -> bool:
     return any(gather_object([here]))
 
 
+def least(here: int) -> int:
+    """The smallest of what the processes have."""
+    if processes()[1] == 1:
+        return here
+    from accelerate.utils import gather_object
+
+    return int(min(gather_object([here])))
+
+
 def shared(rows: Sequence[Value], work: Callable[[Sequence[Value]], Sequence[Any]]) -> list[Any]:
     """`work` on all rows, each process doing its share; in their order, in every process.
 

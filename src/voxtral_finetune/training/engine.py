@@ -13,11 +13,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from voxtral_finetune.data.augment import NoiseBank
 from voxtral_finetune.data.collate import TranscriptionCollator
 from voxtral_finetune.data.split import Split
+from voxtral_finetune.data.stream import StreamError
 from voxtral_finetune.data.wave_cache import WaveCache
 from voxtral_finetune.errors import RunError, StopRequested
 from voxtral_finetune.run import Run
-from voxtral_finetune.settings import Settings, home
-from voxtral_finetune.training import checkpoints
+from voxtral_finetune.settings import Settings, cache
+from voxtral_finetune.training import checkpoints, streaming
 from voxtral_finetune.training.callbacks import Events, KeepBestAndStop, QuietTrackio
 from voxtral_finetune.training.dataset import Timeline, Utterances, WindowStream
 from voxtral_finetune.training.distributed import agree, is_sharded, processes
@@ -40,7 +41,7 @@ class Trained:
 
     best: Path
     steps: int
-    epochs: float
+    epochs: float | None
     best_step: int
     seconds: float
     seconds_to_best: float
@@ -65,7 +66,12 @@ def train(
     newest = agree(lambda: checkpoints.newest(run.folder / "checkpoints", run.emit))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except StreamError as error:
+        raise streaming.keep(trainer, error) from error
+    finally:
+        streaming.tell(trainer)
     state, made = trainer.state, plan.schedule
     if run.stop_requested():
         raise StopRequested(
@@ -76,7 +82,7 @@ def train(
     return Trained(
         best=_checkpoint(run, best_step),
         steps=state.global_step,
-        epochs=round(state.global_step * made.hearing.per_update / made.windows, 2),
+        epochs=made.epochs(state.global_step),
         best_step=best_step,
         seconds=trainer.events.seconds,
         seconds_to_best=_seconds_at(run, best_step),
@@ -95,12 +101,13 @@ def build(
 ) -> VoxtralTrainer:
     """The trainer of a run, ready to `train()`; the longest window has been tried on the device by then."""
     chosen, made, fit = settings.training, plan.schedule, plan.fit
-    timeline = Timeline(split.train, made.hearing)
-    waves = WaveCache(home() / "cache" / "audio", int(chosen.cache_gb * 1e9))
+    stream = streaming.timeline(run, settings, made) if made.streamed else None
+    timeline = stream or Timeline(split.train, made.hearing)
+    waves = WaveCache(cache() / "audio", int(chosen.cache_gb * 1e9))
     embeddings = _embeddings(model, timeline, processor, settings) if made.cache else None
     collator = TranscriptionCollator(processor)
     device = next(model.parameters()).device
-    speed = Speed(timeline, device)
+    speed = streaming.StreamSpeed(stream, device) if stream else Speed(timeline, device)
     if not is_sharded():  # no process holds a model that is sharded, before the trainer has shared it out
         fit, speed.flops = probe(run, model, collator, timeline, plan)
     arguments = training_arguments(run, settings, made, fit, device)
@@ -108,7 +115,9 @@ def build(
         model=model,
         args=arguments,
         data_collator=collator,
-        train_dataset=WindowStream(timeline, made.updates, waves, _noises(settings), embeddings),
+        train_dataset=streaming.StreamedWindows(stream, made.updates, _noises(settings))
+        if stream
+        else WindowStream(timeline, made.updates, waves, _noises(settings), embeddings),
         eval_dataset=Utterances(split.dev, waves),
         callbacks=[QuietTrackio()] if processes()[0] == 0 else [],
         run=run,
@@ -138,9 +147,9 @@ def training_arguments(
         num_train_epochs=1,  # the stream of windows holds all epochs
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=-(-int(chosen.warmup_share * made.updates * 1000) // 1000),
+        warmup_steps=int(chosen.warmup_share * made.updates),  # the first of them has rate 0: none in a short run
         weight_decay=chosen.weight_decay,
-        optim=_optimizer(settings, on_cuda),
+        optim=_optimizer(settings, device),
         logging_steps=chosen.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -155,7 +164,7 @@ def training_arguments(
         data_seed=chosen.seed,
         bf16=on_cuda,
         use_cpu=device.type == "cpu",
-        dataloader_num_workers=_workers(on_cuda),
+        dataloader_num_workers=min(1, _workers(on_cuda)) if made.streamed else _workers(on_cuda),
         dataloader_pin_memory=on_cuda,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
@@ -171,10 +180,10 @@ def training_arguments(
     return arguments
 
 
-def _optimizer(settings: Settings, on_cuda: bool) -> str:
+def _optimizer(settings: Settings, device: torch.device) -> str:
     if settings.training.optimizer == "adamw8bit":
         return "adamw_bnb_8bit"
-    return "adamw_torch_fused" if on_cuda else "adamw_torch"
+    return "adamw_torch" if device.type == "mps" else "adamw_torch_fused"
 
 
 def _workers(on_cuda: bool) -> int:
@@ -194,7 +203,7 @@ def _embeddings(model: nn.Module, timeline: Timeline, processor: Any, settings: 
     collator = TranscriptionCollator(processor)
     weight = model.get_input_embeddings().weight  # type: ignore[operator]  # a method of every transformers model
     return EmbeddingCache(
-        home() / "cache" / "embeddings",
+        cache() / "embeddings",
         cache_key(model, windows, weight.dtype),
         [timeline.chunks(window) for window in windows],
         (collator.tokens_per_window, weight.shape[1]),
@@ -205,12 +214,16 @@ def _embeddings(model: nn.Module, timeline: Timeline, processor: Any, settings: 
 
 def _checkpoint(run: Run, step: int) -> Path:
     folder = checkpoints.whole(run.folder / "checkpoints").get(step)
-    if folder is None:
-        what = f"The best checkpoint, of update {step}, is not there any more."
+    found = checkpoints.flaw(folder) if folder else "it is not there any more"
+    if folder is None or found:
+        what = f"The best checkpoint, of update {step}, cannot be used: {found}."
         raise RunError(what, "Train again, and leave checkpoints/ as it is.")
     return folder
 
 
 def _seconds_at(run: Run, step: int) -> float:
-    times = [event.fields["seconds"] for event in run.events() if event.kind == "eval" and event.fields["step"] == step]
-    return float(times[-1]) if times else 0.0
+    seconds = 0.0
+    for event, _ in run.follow():
+        if event.kind == "eval" and event.fields["step"] == step:
+            seconds = float(event.fields["seconds"])
+    return seconds

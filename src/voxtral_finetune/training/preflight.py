@@ -6,6 +6,7 @@ the micro-batch that was chosen, and nothing of it is kept. What was asked for a
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -31,7 +32,7 @@ from voxtral_finetune.settings import Settings
 from voxtral_finetune.training import memory
 from voxtral_finetune.training.checkpoints import KEPT, check_room
 from voxtral_finetune.training.dataset import Timeline
-from voxtral_finetune.training.distributed import processes
+from voxtral_finetune.training.distributed import least, processes
 from voxtral_finetune.training.schedule import Schedule, longest_window, schedule
 from voxtral_finetune.training.trainer import only_at_labels
 
@@ -50,6 +51,7 @@ class Fit:
     budget_bytes: int
     download_bytes: int = 0
     disk_bytes: int = 0
+    disk_free: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,19 @@ def _fit(run: Run, settings: Settings, made: Schedule, longest: Window, text_tok
 
     def peak(windows: int, recompute: bool) -> int:
         rows = windows * made.longest
-        return memory.estimate(name, chosen, device.type, rows, text_tokens, recompute, revision=revision).total
+        several = windows < per_device
+        needed = memory.estimate(
+            name, chosen, device.type, rows, text_tokens, recompute, revision=revision, accumulates=several
+        )
+        return needed.total
 
-    budget = memory.budget(device)
+    budget = least(memory.budget(device))  # an update is made of the same steps in all processes
     micro, recompute = memory.choose(budget, per_device, peak, chosen.gradient_checkpointing)
     checkpoint = memory.size_on_disk(name, chosen, device.type, revision)
     check_room(run.folder / "checkpoints", checkpoint)
+    free = shutil.disk_usage(run.folder).free
     disk, download = (KEPT + 2) * checkpoint, download_size(name, revision)  # the kept, the best, the next
-    return Fit(micro, per_device // micro, recompute, peak(micro, recompute), budget, download, disk)
+    return Fit(micro, per_device // micro, recompute, peak(micro, recompute), budget, download, disk, free)
 
 
 def probe(
@@ -100,12 +107,14 @@ def probe(
     """
     device, chosen = next(model.parameters()).device, plan.fit
     window = longest_window(timeline.rows, plan.schedule)
-    silence = np.zeros(int(window.seconds * SAMPLE_RATE), np.float32)
+    seconds = min(window.seconds, timeline.chunks(window) * timeline.hearing.window_seconds)
+    silence = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     example = Example(silence, window.text, window.language, window.name)
     while True:
         started = time.monotonic()
         try:
-            flops = _teach(model, collator([example] * chosen.micro_batch), device)
+            taught = chosen.micro_batch
+            flops = _teach(model, collator([example] * taught), device)
             break
         except torch.OutOfMemoryError:
             smaller = [size for size in range(1, chosen.micro_batch) if chosen.micro_batch % size == 0]
@@ -117,6 +126,8 @@ def probe(
         finally:
             model.zero_grad()
     seconds = time.monotonic() - started
+    smallest = least(chosen.micro_batch)
+    chosen = replace(chosen, micro_batch=smallest, accumulation=chosen.accumulation * chosen.micro_batch // smallest)
     run.emit(
         "probe",
         micro_batch=chosen.micro_batch,
@@ -125,7 +136,7 @@ def probe(
         at_most_seconds=round(seconds * chosen.accumulation * plan.schedule.updates, 1),
         **({"memory_bytes": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}),
     )
-    return chosen, flops / chosen.micro_batch
+    return chosen, flops / taught
 
 
 def _teach(model: nn.Module, batch: dict[str, torch.Tensor], device: torch.device) -> float:
@@ -135,13 +146,15 @@ def _teach(model: nn.Module, batch: dict[str, torch.Tensor], device: torch.devic
     counter = FlopCounterMode(display=False)
     learning = [module for module in model.modules() if module.training]
     model.train()
-    with torch.random.fork_rng([device] if on_cuda else []), counter if on_cuda else nullcontext():
-        with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
-            loss = model(**batch, **only_at_labels(batch["labels"]), use_cache=False).loss
-        loss.backward()
-    model.eval()
-    for module in learning:
-        module.training = True
+    try:
+        with torch.random.fork_rng([device] if on_cuda else []), counter if on_cuda else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
+                loss = model(**batch, **only_at_labels(batch["labels"]), use_cache=False).loss
+            loss.backward()
+    finally:
+        model.eval()
+        for module in learning:
+            module.training = True
     return float(counter.get_total_flops())
 
 

@@ -13,6 +13,7 @@ from voxtral_finetune.data.rows import Utterance
 from voxtral_finetune.data.windows import Window, efficiency, packs
 from voxtral_finetune.errors import SettingsError
 from voxtral_finetune.settings import Settings
+from voxtral_finetune.training.checks import hears_frozen
 from voxtral_finetune.training.dataset import Hearing, Timeline
 from voxtral_finetune.training.distributed import is_sharded, processes
 
@@ -36,12 +37,18 @@ class Schedule:
     longest: int
     cache: bool
     why: str
+    streamed: bool = False
+    """The rows were a sample of a corpus that streams: nobody knows how many windows it has."""
+
+    def epochs(self, updates: int) -> float | None:
+        """How often so many updates go through the corpus; None where its size is not known."""
+        return None if self.streamed else round(updates * self.hearing.per_update / self.windows, 3)
 
     def facts(self) -> dict[str, object]:
         """What is worth showing, for the event `plan`."""
         return {
             "packing": self.hearing.packing,
-            "windows": self.windows,
+            "windows": None if self.streamed else self.windows,
             "window_seconds": self.hearing.window_seconds,
             "updates": self.updates,
             "windows_per_update": self.hearing.per_update,
@@ -59,7 +66,7 @@ def schedule(rows: Sequence[Utterance], settings: Settings, window_seconds: floa
     """The schedule of a run over `rows`; `cache_bytes` is what one window's embeddings take."""
     chosen = settings.training
     packing = packs(rows, window_seconds) if chosen.packing is None else chosen.packing
-    small = sum(row.seconds or 0.0 for row in rows) < ENOUGH_HOURS * 3600
+    small = not settings.data.stream and sum(row.seconds or 0.0 for row in rows) < ENOUGH_HOURS * 3600
     speed = small if chosen.vary_speed is None else chosen.vary_speed
     mask = small if chosen.mask_spectrum is None else chosen.mask_spectrum
     if chosen.cache_audio:  # asked for: what nobody asked for gives way
@@ -88,6 +95,7 @@ def schedule(rows: Sequence[Utterance], settings: Settings, window_seconds: floa
         longest=max(chunks),
         cache=cache,
         why=why,
+        streamed=settings.data.stream,
     )
 
 
@@ -95,12 +103,6 @@ def longest_window(rows: Sequence[Utterance], made: Schedule) -> Window:
     """The window of the first epoch that costs most: most windows of the checkpoint, then the longest text."""
     timeline = Timeline(rows, made.hearing)
     return max((window for _, window in timeline.epoch(0)), key=lambda each: (timeline.chunks(each), len(each.text)))
-
-
-def hears_frozen(settings: Settings) -> bool:
-    """Whether nothing that learns lies before the language model."""
-    preset = settings.training.preset
-    return preset == "vocabulary" or (preset is None and settings.training.method != "full")
 
 
 def _per_update(settings: Settings, utterances_per_window: float) -> int:
@@ -131,6 +133,7 @@ def _cache(settings: Settings, hearing: Hearing, small: bool, needed: int) -> tu
             raise SettingsError(f"--cache-audio is not possible: {reasons[0]}.", "Leave one of the two out.")
         return True, "asked for"
     by_default = [
+        (settings.data.stream, "the corpus streams"),
         (chosen.cache_audio is False, "not asked for"),
         (chosen.epochs <= 1 and chosen.max_steps is None, "each window is heard once"),
         (hearing.packing and small, "a small corpus learns more from windows packed anew in each epoch"),

@@ -7,6 +7,7 @@ updates that are no numbers left out, both without changing what an update is ma
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from voxtral_finetune.training.batches import parts, rows_in
 from voxtral_finetune.training.dataset import WindowStream
 from voxtral_finetune.training.distributed import agree, processes, wait
 from voxtral_finetune.training.embeddings import EmbeddingCache
+from voxtral_finetune.training.streaming import StreamedWindows
 
 METRIC = "eval_wer"
 """Dev WER by generation: what chooses the checkpoint and the end."""
 
 CHOICE = "eval_choice"
 """What is minimised: dev WER, and among equals dev loss, far below the weight of one word."""
+
+LARGEST_LOSS = 50.0
+"""What a dev loss counts as that is larger, or no number."""
 
 NOT_MEASURED = float("inf")
 """Dev WER of an evaluation that was cut short by a request to stop: never the best."""
@@ -57,8 +62,18 @@ class VoxtralTrainer(Trainer):
         self.embeddings = embeddings
         self.events: Any = None  # set by `training.engine.build`, which needs the trainer first
         self.splits = 0
-        self._skipped = 0
+        self._skipped = self._left_out = self._logged = 0
         self._batches: list[Batch] = []
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; where it fails, the processes that prepare batches end as well."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException as error:
+            # They ignore SIGTERM, and at its end Python would send them one and wait for ever. They end once nothing
+            # reads from them any more; what does is in the frames that the error keeps.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         inputs = {**inputs, **only_at_labels(inputs["labels"]), "use_cache": False}
@@ -71,9 +86,12 @@ class VoxtralTrainer(Trainer):
     ) -> torch.Tensor:
         if len(self._batches) == self.current_gradient_accumulation_steps:
             self._batches = []
+        again: list[Batch] = []
         self._batches.append(inputs)
         while True:
             try:
+                for earlier in again:
+                    self._step_in_parts(model, earlier, num_items_in_batch)
                 loss = self._step_in_parts(model, inputs, num_items_in_batch)
                 break
             except torch.OutOfMemoryError:
@@ -81,9 +99,16 @@ class VoxtralTrainer(Trainer):
             # A backward pass that broke off has left some of its gradients: the update starts again from its first
             # batch. The losses of the earlier ones are counted already.
             model.zero_grad()
-            for earlier in self._batches[:-1]:
-                self._step_in_parts(model, earlier, num_items_in_batch)
+            again = self._batches[:-1]
         return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # `_get_grad_norm` reports the others
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the mean loss of the updates that were made; those left out have none."""
+        if "loss" in logs:
+            updates = self.state.global_step - max(self._logged, self._initial_global_step)
+            made, self._logged, self._left_out = updates - self._left_out, self.state.global_step, 0
+            logs = {**logs, "loss": logs["loss"] * updates / made} if made else {}
+        super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         while True:
@@ -99,7 +124,10 @@ class VoxtralTrainer(Trainer):
                 torch.cuda.empty_cache()
                 args = (self.get_eval_dataloader(), *args[1:])
         output.metrics[METRIC] = self._dev_wer()
-        output.metrics[CHOICE] = output.metrics[METRIC] + 1e-6 * min(output.metrics["eval_loss"], 50.0)
+        loss = output.metrics["eval_loss"]
+        # No number is nothing that JSON knows, and compared with it nothing is better.
+        output.metrics["eval_loss"] = loss if loss < LARGEST_LOSS else LARGEST_LOSS
+        output.metrics[CHOICE] = output.metrics[METRIC] + 1e-6 * output.metrics["eval_loss"]
         return output
 
     def _dev_wer(self) -> float:
@@ -138,6 +166,7 @@ class VoxtralTrainer(Trainer):
             self._skipped = 0
             return norm
         self._skipped += 1
+        self._left_out += 1
         for parameter in model.parameters():
             parameter.grad = None
         step = self.state.global_step + 1
@@ -155,6 +184,8 @@ class VoxtralTrainer(Trainer):
     def _heard(self, step: int) -> list[str]:
         """The windows of an update, by line and file."""
         dataset = self.train_dataset
+        if isinstance(dataset, StreamedWindows):
+            return dataset.names(step - 1)
         if isinstance(dataset, WindowStream):
             return [window.name for _, _, window in dataset.timeline.update(step - 1)]
         return ["a sample of the stream"]
