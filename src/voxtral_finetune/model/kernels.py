@@ -37,7 +37,7 @@ def accelerate_kernels(model: nn.Module, device: torch.device, compile: bool) ->
             _compile_for_training(layer)
         switched.append("torch.compile")
     elif importlib.util.find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers import apply_liger_kernel_to_llama  # imports Triton, which needs a GPU's driver
+        from liger_kernel.transformers import apply_liger_kernel_to_llama  # imports Triton
 
         apply_liger_kernel_to_llama(
             rope=True,

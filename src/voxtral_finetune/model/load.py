@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig, VoxtralForConditionalGeneration, VoxtralProcessor
@@ -18,13 +19,16 @@ from transformers import AutoConfig, BitsAndBytesConfig, VoxtralForConditionalGe
 from voxtral_finetune.errors import ModelError
 from voxtral_finetune.model.catalog import CHECKPOINTS, resolve
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 KEPT_WHOLE = ("model.audio_tower", "model.multi_modal_projector", "lm_head")
 """What is not put into 4 bits: the encoder and the projector hear worse in them, the head costs little.
 
 Full names: transformers matches them from the start (`quantizers_utils.py`), so that "audio_tower" would match nothing.
 """
+
+BLOCK_4BIT = 64
+"""Weights of one row that share a scale in NF4 (bitsandbytes' default)."""
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -65,7 +69,7 @@ def read_config(checkpoint: str, revision: str | None = None) -> Any:
 
 def load_processor(checkpoint: str, revision: str | None = None) -> VoxtralProcessor:
     """Tokenizer and feature extractor of a checkpoint; of the base, where it is an adapter."""
-    base = adapter_base(model_folder(checkpoint))
+    base = adapter_base(local(checkpoint, revision))
     if base:
         return load_processor(*base)
     read_config(checkpoint, revision)
@@ -85,11 +89,13 @@ def load_model(
     that suits the device.
     """
     device = device or pick_device()
-    checkpoint = model_folder(checkpoint)
-    base = adapter_base(checkpoint)
+    base = adapter_base(local(checkpoint, revision))
     if base:
-        return _load_adapter(load_model(*base, device, quantise, dtype), checkpoint)
-    read_config(checkpoint, revision)
+        return _load_adapter(load_model(*base, device, quantise, dtype), local(checkpoint, revision))
+    checkpoint = model_folder(checkpoint)
+    config = read_config(checkpoint, revision)
+    if quantise:
+        _check_blocks(config, device)
     placed = {"quantization_config": quantisation(device), "device_map": {"": device}} if quantise else {}
     try:
         model = VoxtralForConditionalGeneration.from_pretrained(
@@ -105,8 +111,7 @@ def load_model(
 
 def quantisation(device: torch.device) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, Dettmers et al. 2023), multiplied in the type the other weights have."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("--method qlora needs bitsandbytes.", "Run: pip install 'voxtral-finetune[qlora]'")
+    need_bitsandbytes("--method qlora")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -114,6 +119,19 @@ def quantisation(device: torch.device) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=weights_dtype(device),
         llm_int8_skip_modules=list(KEPT_WHOLE),
     )
+
+
+def _check_blocks(config: Any, device: torch.device) -> None:
+    """Raises ModelError on a CPU where rows do not hold whole blocks: bitsandbytes could not pack them to generate."""
+    if device.type == "cpu" and config.text_config.hidden_size % BLOCK_4BIT:
+        what = f"4 bits on a CPU need layers whose width is a multiple of {BLOCK_4BIT}."
+        raise ModelError(what, "Use --method lora.")
+
+
+def need_bitsandbytes(setting: str) -> None:
+    """Raises ModelError where bitsandbytes, which `setting` asks for, is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"{setting} needs bitsandbytes.", "Run: pip install 'voxtral-finetune[qlora]'")
 
 
 def is_quantised(name: str) -> bool:
@@ -143,10 +161,23 @@ def model_folder(checkpoint: str) -> str:
     return checkpoint
 
 
+def local(checkpoint: str, revision: str | None = None) -> str:
+    """What to load for a checkpoint: a run's `model/`, an adapter of the Hub downloaded, anything else as it is."""
+    checkpoint = model_folder(checkpoint)
+    if Path(resolve(checkpoint)).exists():
+        return checkpoint
+    try:
+        hf_hub_download(checkpoint, ADAPTER_CONFIG, revision=revision)
+        wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]  # no pickles, whatever else is there
+        return snapshot_download(checkpoint, revision=revision, allow_patterns=wanted)
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return checkpoint  # no adapter; whether it is anything else is found out by who loads it
+
+
 def _load_adapter(model: torch.nn.Module, folder: str) -> torch.nn.Module:
     from peft import PeftModel  # slow to import, and only adapters need it
 
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} has no adapter_model.safetensors.", "Export the adapter again as safetensors.")
     try:
         return PeftModel.from_pretrained(model, folder)
