@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from benchmarks import compare, gpu, loss, ours, plain, shapes
-from benchmarks.measure import Measured
 from transformers import VoxtralConfig, VoxtralForConditionalGeneration
 
+from benchmarks import compare, gpu, loss, ours, plain, shapes
+from benchmarks.measure import Measured
 from voxtral_finetune.data.collate import IGNORED, Example, TranscriptionCollator
 from voxtral_finetune.model import mini
 

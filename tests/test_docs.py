@@ -80,7 +80,7 @@ def test_the_commands_of_the_datasets_page_do_what_it_says(files):
     assert (files / "datasets" / "mine" / "data.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("page", ["datasets.md", "recording.md"])
+@pytest.mark.parametrize("page", ["datasets.md", "recording.md", "evaluation.md"])
 def test_the_flags_of_every_documented_command_exist(page):
     for arguments in commands(page):
         command = main.commands[arguments[0]]

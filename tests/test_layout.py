@@ -9,19 +9,39 @@ from pathlib import Path
 import pytest
 
 from tools.settings_page import reference
-from voxtral_finetune import settings
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "voxtral_finetune"
 ORDER = (
     *("errors", "durable", "settings", "run", "data", "model", "training", "evaluation", "publishing", "running"),
-    *("pipeline", "flags", "console", "commands", "cli", "studio"),
+    *("pipeline", "flags", "console", "commands", "evaluate_commands", "export_command", "cli", "studio"),
 )
+HEAVY = ("hear", "transcribe")
 LIGHT = (
-    *("errors", "settings", "run", "pipeline", "flags", "console", "commands", "cli", "studio.app"),
-    *(f"data.{path.stem}" for path in sorted((SOURCE / "data").glob("[a-z]*.py")) if path.stem not in ("collate", "mel")),
+    *(
+        "errors",
+        "settings",
+        "run",
+        "pipeline",
+        "flags",
+        "console",
+        "commands",
+        "evaluate_commands",
+        "cli",
+        "studio.app",
+    ),
+    *(
+        f"data.{path.stem}"
+        for path in sorted((SOURCE / "data").glob("[a-z]*.py"))
+        if path.stem not in ("collate", "mel")
+    ),
     "model.catalog",
-    *("evaluation.measured", "evaluation.report", "evaluation.verdict", "evaluation.wer", "publishing.card"),
+    *(
+        f"evaluation.{path.stem}"
+        for path in sorted((SOURCE / "evaluation").glob("[a-z]*.py"))
+        if path.stem not in HEAVY
+    ),
+    "publishing.card",
 )
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -10,12 +10,17 @@ import click
 from voxtral_finetune import __version__
 from voxtral_finetune.commands import forget, phrases, prepare
 from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
+from voxtral_finetune.evaluate_commands import evaluate, transcribe
+from voxtral_finetune.export_command import export
 from voxtral_finetune.flags import setting_options
-from voxtral_finetune.run import Run
+from voxtral_finetune.run import CONFIG, Run
 from voxtral_finetune.settings import Settings, home, read_config
 
 STOPPED = 130
 """Exit code of a run that was asked to stop, as after Ctrl-C."""
+
+NOT_BETTER = 3
+"""Exit code of `train --require-better` where the verdict is not "better"; the run is finished and saved."""
 
 MOST_PROBLEMS, MOST_NAMES = 50, 10
 """What `check` prints of findings, and of languages and speakers; its reports hold all."""
@@ -51,15 +56,21 @@ def main() -> None:
 @setting_options
 @click.option("--config", type=click.Path(path_type=Path), help="A JSON file of settings by name; flags win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output-dir, with its own settings.")
-def train(config: Path | None, resume: bool, **flags: Any) -> None:
+@click.option(
+    "--require-better", is_flag=True, help=f"End with exit code {NOT_BETTER} where the verdict is not 'better'."
+)
+def train(config: Path | None, resume: bool, require_better: bool, **flags: Any) -> None:
     """Fine-tune on a corpus, and measure before and after."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     if resume:
-        _execute(_resumed(given, config))
-        return
-    settings = Settings.of({**(read_config(config) if config else {}), **given})
-    _check_corpus(settings)  # before a folder is made: a name that a mistake has used up is gone
-    _execute(settings)
+        word = _execute(_resumed(given, config))
+    else:
+        settings = Settings.of({**(CONFIG.migrate(config, write=False) if config else {}), **given})
+        _check(settings)  # before a folder is made: a name that a mistake has used up is gone
+        word = _execute(settings)
+    if require_better and word not in (None, "better"):
+        click.echo(f"--require-better: the verdict is {word!r}.", err=True)
+        click.get_current_context().exit(NOT_BETTER)
 
 
 @main.command()
@@ -148,27 +159,6 @@ def check(
 
 
 @main.command()
-@click.argument("model")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--language", help="Two-letter language (default: detected).")
-@click.option("--device", default="auto", help="auto, cuda, mps or cpu.")
-def transcribe(model: str, files: tuple[Path, ...], language: str | None, device: str) -> None:
-    """Transcribe audio files of any length with a checkpoint, adapter or run folder."""
-    from voxtral_finetune.console import Bar, quiet_libraries
-    from voxtral_finetune.data.corpus import Utterance
-    from voxtral_finetune.pipeline import transcribe as texts_of
-
-    quiet_libraries()
-    settings = Settings.of({"model_checkpoint": model, "device": device, "language": language})
-    rows = [Utterance(file, text="", language=language) for file in files]
-    with Bar("Transcribing") as bar:
-        texts = texts_of(model, rows, settings, bar)
-    for file, text in zip(files, texts, strict=True):
-        line = " ".join(text.split())
-        click.echo(f"{file}\t{line}" if len(files) > 1 else line)
-
-
-@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def card(run: Path) -> None:
     """Write the model card (README.md) of a run from its report and settings."""
@@ -177,8 +167,8 @@ def card(run: Path) -> None:
     click.echo(write_card(Run.open(run).folder))
 
 
-def _execute(what: Run | Settings) -> None:
-    """Executes a run, or a new one with these settings, and shows it."""
+def _execute(what: Run | Settings) -> str | None:
+    """Executes a run, or a new one with these settings, and shows it; the word of its verdict, of the first process."""
     from voxtral_finetune.console import Console, quiet_libraries
     from voxtral_finetune.evaluation.report import table, training_line
     from voxtral_finetune.pipeline import create
@@ -189,7 +179,7 @@ def _execute(what: Run | Settings) -> None:
     run = create(what) if isinstance(what, Settings) else what
     if processes()[0] > 0:
         execute_run(run)  # the first process shows what happens
-        return
+        return None
     click.echo(f"Home: {home()}\nRun:  {run.folder}")
     with Console() as console:
         run.watch(console)
@@ -197,6 +187,7 @@ def _execute(what: Run | Settings) -> None:
     assert report is not None
     click.echo("\n" + table(report) + training_line(report))
     click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
+    return report.verdict.word
 
 
 def _amounts(names: dict[str, Any]) -> str:
@@ -212,10 +203,10 @@ def _amounts(names: dict[str, Any]) -> str:
     return ", ".join(most[:MOST_NAMES] + more) or "none"
 
 
-def _check_corpus(settings: Settings) -> None:
-    from voxtral_finetune.pipeline import check_corpus
+def _check(settings: Settings) -> None:
+    from voxtral_finetune.pipeline import check
 
-    check_corpus(settings)
+    check(settings)
 
 
 def _resumed(given: dict[str, Any], config: Path | None) -> Run:
@@ -239,6 +230,9 @@ def _show_labels(utterances: list[Any], checkpoint: str | None) -> None:
         click.echo(line)
 
 
+main.add_command(transcribe)
+main.add_command(evaluate)
+main.add_command(export)
 main.add_command(prepare)
 main.add_command(forget)
 main.add_command(phrases)

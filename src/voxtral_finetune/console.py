@@ -82,8 +82,10 @@ class Console:
 
     def _data(self, train: Any, dev: Any, test: Any, note: str, skipped: int, **_: Any) -> None:
         self._close()
-        counts = f"{train['utterances']} train, {dev['utterances']} dev, {test['utterances']} test"
-        click.echo(f"  {counts} utterances; {train['seconds'] / 60:.1f} minutes to learn from. {note}")
+        counts = f"{dev['utterances']} dev, {test['utterances']} test utterances"
+        if train["utterances"]:  # there are none where training streams
+            counts = f"{train['utterances']} train, {counts}; {train['seconds'] / 60:.1f} minutes to learn from"
+        click.echo(f"  {counts}. {note}")
         if skipped:
             click.echo(f"  {skipped} rows skipped, named above.")
 
@@ -123,12 +125,11 @@ class Console:
 
 
 def plan_lines(**plan: Any) -> list[str]:
-    """A run's plan (its event of that name) in three sentences: what is heard, how it is taught, what it takes."""
+    """A run's plan (its event of that name) in lines: what is heard, how it is taught, what it takes, what is kept."""
     how = "packed" if plan["packing"] else "one utterance each"
     each = f"{plan['utterances_per_update']:g} utterances ({plan['speech_seconds_per_update']:g} s of speech)"
-    windows = (
-        f"{plan['windows']} windows of {plan['window_seconds']:g} s ({how}, {100 * plan['efficiency']:.0f} % speech)"
-    )
+    count = "an unknown number of" if plan["windows"] is None else plan["windows"]
+    windows = f"{count} windows of {plan['window_seconds']:g} s ({how}, {100 * plan['efficiency']:.0f} % speech)"
     heard = f"{windows}; {plan['updates']} updates of {plan['windows_per_update']} windows, about {each}"
     taught = f"on {plan['device']}, learning rate {plan['learning_rate']:g}: {plan['micro_batch']} windows at a time"
     taught += f", {plan['accumulation']} times an update" if plan["accumulation"] > 1 else ""
@@ -137,8 +138,9 @@ def plan_lines(**plan: Any) -> list[str]:
     taught += f"; {' and '.join(changed)} varied" if changed else ""
     taken = f"memory about {plan['memory_bytes'] / 1e9:.1f} GB of {plan['budget_bytes'] / 1e9:.1f} GB; "
     taken += f"download {plan['download_bytes'] / 1e9:.1f} GB; " if plan["download_bytes"] else ""
-    taken += f"checkpoints {plan['disk_bytes'] / 1e9:.2f} GB; what the encoder makes of the windows is "
-    return [heard, taught, f"{taken}{'kept on disk' if plan['cache'] else 'not kept'}: {plan['cache_why']}"]
+    taken += f"checkpoints {plan['disk_bytes'] / 1e9:.2f} GB of {plan['disk_free'] / 1e9:.0f} GB free"
+    cache = f"what the encoder makes of the windows is {'kept on disk' if plan['cache'] else 'not kept'}"
+    return [heard, taught, taken, f"{cache}: {plan['cache_why']}"]
 
 
 def _time(seconds: float) -> str:

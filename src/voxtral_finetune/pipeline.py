@@ -16,20 +16,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from voxtral_finetune.data import audio, segments, sources
+from voxtral_finetune.data import audio, held_out, hub, segments, sources, stream
 from voxtral_finetune.data.corpus import Corpus
 from voxtral_finetune.data.rows import Columns, Problem, Utterance
 from voxtral_finetune.data.split import Split, split, summary
 from voxtral_finetune.durable import write_durably
 from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
-from voxtral_finetune.evaluation.measured import measured, result
+from voxtral_finetune.evaluation.behaviour import read_terms
+from voxtral_finetune.evaluation.measured import check_changed, measured, result
+from voxtral_finetune.evaluation.pieces import Recording
 from voxtral_finetune.evaluation.report import Report
+from voxtral_finetune.evaluation.transcripts import Transcripts
 from voxtral_finetune.evaluation.wer import score
 from voxtral_finetune.publishing.card import write_card
 from voxtral_finetune.run import Run
 from voxtral_finetune.running import Progress, check_stop, explained, progress_of, stop_on_signal
 from voxtral_finetune.settings import Settings, home
-from voxtral_finetune.training import distributed
+from voxtral_finetune.training import checks, distributed
 
 
 def create(settings: Settings) -> Run:
@@ -86,13 +89,17 @@ def _help(run: Run, settings: Settings) -> None:
 
 
 def _stages(run: Run, settings: Settings) -> Report:
+    from voxtral_finetune.model import load
+    from voxtral_finetune.training import devices
     from voxtral_finetune.training.callbacks import track_result
 
     divided = _divide(run, settings)
-    base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
-    if distributed.agree(lambda: not (run.folder / "model").is_dir()):
-        _learn(run, settings, divided)
-    tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
+    with devices.claimed(str(load.pick_device(settings.model.device)), run):
+        base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
+        if distributed.agree(lambda: not (run.folder / "model").is_dir()):
+            _learn(run, settings, divided)
+        tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
+    check_changed(base, tuned)
     report = measured(run, settings, divided, base, tuned)
     report.save(run.folder / "report.json")
     write_card(run.folder)
@@ -107,6 +114,30 @@ def _divide(run: Run, settings: Settings) -> Split:
     if path.exists():
         return Split.load(path)
     run.emit("stage", name="data", title="Reading the corpus")
+    check(settings)
+    divided, skipped = _held_out(run, settings) if settings.data.stream else _divided(run, settings)
+    divided.save(path)
+    run.emit(
+        "data",
+        skipped=skipped,
+        by=divided.by,
+        note=divided.note,
+        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
+    )
+    return divided
+
+
+def _held_out(run: Run, settings: Settings) -> tuple[Split, int]:
+    """(dev and test of a corpus that streams, without a train; how many rows were refused on the way)"""
+    divided, pinned, survey = held_out.hold_out(run.folder, settings, progress_of(run))
+    for problem in survey.problems[: stream.MOST_WARNED]:
+        run.emit("warning", **_problem(problem))
+    run.emit("imported", revision=pinned.revision, source=pinned.source, added=len(divided.dev) + len(divided.test))
+    return divided, len(survey.refused)
+
+
+def _divided(run: Run, settings: Settings) -> tuple[Split, int]:
+    """(a corpus of this machine divided, how many of its rows are refused)"""
     chosen = settings.data
     survey = sources.survey(_corpus(run, settings), chosen.audio_root, _columns(settings), progress_of(run))
     for problem in survey.problems:
@@ -115,54 +146,39 @@ def _divide(run: Run, settings: Settings) -> Split:
         raise DataError(f"{len(survey.refused)} rows cannot be used.", "Mend them, or run without --strict.")
     rows = [_with_language(row, chosen.language) for row in survey.utterances]
     divided = split(rows, chosen.split_by, settings.training.seed, chosen.train_count, chosen.eval_count)
-    divided.save(path)
-    run.emit(
-        "data",
-        skipped=len(survey.refused),
-        by=divided.by,
-        note=divided.note,
-        **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
-    )
-    return divided
+    return divided, len(survey.refused)
 
 
 def _corpus(run: Run, settings: Settings) -> Path:
     """Where the corpus is; a dataset of the Hub is streamed into one under datasets/ first, its commit noted."""
-    check_corpus(settings)
     chosen = settings.data
     if chosen.dataset_jsonl is not None:
         return chosen.dataset_jsonl
-    from voxtral_finetune.data.hub import HubSpec, import_hub
-
-    spec = HubSpec(
-        str(chosen.dataset_name),
-        chosen.dataset_config,
-        chosen.dataset_split,
-        chosen.dataset_revision,
-        chosen.audio_column,
-        chosen.text_column,
-        chosen.language,
-        chosen.max_hours,
-        settings.training.seed if chosen.max_hours else None,
-    )
+    sampled = settings.training.seed if chosen.max_hours else None
+    spec = replace(stream.spec_of(settings), max_hours=chosen.max_hours, seed=sampled)
     parts = filter(None, (chosen.dataset_name, chosen.dataset_config, chosen.dataset_split))
     # What else was asked for is in the name too: rows of one choice must not be found in the corpus of another.
     choice = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*parts, choice]))
     corpus = Corpus.create(home() / "datasets" / name)
-    imported = import_hub(corpus, spec, progress_of(run))
+    imported = hub.import_hub(corpus, spec, progress_of(run))
     run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
     return corpus.folder
 
 
-def check_corpus(settings: Settings) -> None:
-    """Raises SettingsError or DataError where no corpus is named, or two, or one that is not there."""
+def check(settings: Settings) -> None:
+    """Raises SettingsError or DataError where a run cannot do what it is told, before it has a folder."""
+    checks.check_training(settings)
     chosen = settings.data
+    if chosen.stream:
+        stream.check(settings)
     if (chosen.dataset_jsonl is None) == (chosen.dataset_name is None):
         many = "No corpus is named." if chosen.dataset_name is None else "Two corpora are named."
         raise SettingsError(many, "Give --dataset-jsonl PATH, or --dataset-name of a dataset on the Hub.")
     if chosen.dataset_jsonl is not None and not chosen.dataset_jsonl.expanduser().exists():
         raise DataError(f"{chosen.dataset_jsonl} does not exist.", "Check the path of the corpus.")
+    if settings.evaluation.terms:
+        read_terms(settings.evaluation.terms)
 
 
 def _columns(settings: Settings) -> Columns:
@@ -178,6 +194,8 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
     from voxtral_finetune.training import engine, preflight
 
     run.emit("stage", name="training", title="Training")
+    if settings.data.stream:
+        divided = replace(divided, train=stream.Pinned.load(run.folder).sample)
     name, revision = settings.model.model_checkpoint, settings.model.model_revision
     device = load.pick_device(settings.model.device)
     processor = load.load_processor(name, revision)
@@ -218,31 +236,20 @@ def _dev_scorer(run: Run, settings: Settings, processor: Any, rows: list[Utteran
     return score_dev
 
 
-def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> list[str]:
+def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> Transcripts:
     """What a checkpoint on disk hears in the test set; kept in the run, so that it is heard once."""
     path = run.folder / f"heard-{name}.json"
-    if path.exists():
-        return list(json.loads(path.read_text(encoding="utf-8")))
+    if known := Transcripts.load(path):
+        return known
+    from voxtral_finetune.evaluation.hear import hear
+
     title = {"base": "Testing the model before training", "tuned": "Testing the tuned model from its saved folder"}
     run.emit("stage", name=f"test {name}", title=title[name])
     revision = settings.model.model_revision if name == "base" else None
-    heard = transcribe(checkpoint, rows, settings, progress_of(run), revision)
-    write_durably(path, json.dumps(heard, ensure_ascii=False, indent=0) + "\n")
+    device, size = settings.model.device, settings.evaluation.eval_batch_size
+    heard = hear(checkpoint, list(map(Recording.of, rows)), device, size, revision, progress_of(run))
+    heard.save(path)
     return heard
-
-
-def transcribe(
-    checkpoint: str, rows: list[Utterance], settings: Settings, progress: Progress | None, revision: str | None = None
-) -> list[str]:
-    """What a checkpoint (in any form that `model.load` knows) hears in `rows`, in their order."""
-    from voxtral_finetune.evaluation.transcribe import Transcriber
-    from voxtral_finetune.model import load
-
-    model = load.load_model(checkpoint, revision, load.pick_device(settings.model.device))
-    processor = load.load_processor(checkpoint, revision)
-    transcriber = Transcriber(model, processor, settings.evaluation.eval_batch_size)
-    waves = [audio.load(row.audio, *row.span) for row in rows]
-    return transcriber.transcribe(waves, [row.language for row in rows], progress)
 
 
 def import_recording(

@@ -24,6 +24,14 @@ def explained(error: BaseException) -> FinetuneError:
         return RunError("The disk is full.", "Free some space, then go on with --resume: checkpoints are whole.")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
         return RunError("The GPU's memory is full.", "Use a smaller --batch-size, or --gradient-checkpointing.")
+    if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
+        lines = str(error).splitlines()  # of an error in another process, the first ones say where
+        line = next((line[line.index("CUDA error") :] for line in lines if "CUDA error" in line), lines[0])
+        what = f"The GPU has failed: {line}"
+        return RunError(what, "Go on with --resume; where it fails again, restart the machine and look at its log.")
+    if "DataLoader worker" in str(error) and "is killed by signal" in str(error):
+        what = "A process that prepares audio was killed, most likely because this machine's memory was full."
+        return RunError(what, "Free some memory, then go on with --resume.")
     details = "This is a fault in the program; output.log or the terminal has the details. The run can be resumed."
     return FinetuneError(f"{type(error).__name__}: {error}", details)
 

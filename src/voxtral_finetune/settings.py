@@ -25,6 +25,11 @@ def home() -> Path:
     return Path(os.environ.get("VOXTRAL_FINETUNE_HOME") or ".").expanduser().absolute()
 
 
+def cache() -> Path:
+    """Where decoded speech (audio/) and what encoders make of it (embeddings/) are kept; may be deleted at any time."""
+    return home() / "cache"
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
 
@@ -113,7 +118,9 @@ class TrainingSettings(Section):
     )
     lora_r: int = Field(16, ge=1, le=1024, description="Rank of the LoRA matrices.")
     lora_alpha: int = Field(32, ge=1, le=4096, description="Scale of the LoRA update, divided by the rank.")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the LoRA matrices.")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the LoRA matrices: 0.05 costs an eighth of the speed."
+    )
     freeze_audio_tower: bool = Field(False, description="Teach nothing in the audio encoder, whatever the preset.")
     top_encoder_layers: int = Field(8, ge=1, description="How many encoder layers, from the top, voice teaches.")
     warmup_share: float = Field(0.05, ge=0, le=0.5, description="Share of the updates in which the rate rises.")
@@ -157,6 +164,9 @@ class EvaluationSettings(Section):
     """How it is measured."""
 
     eval_batch_size: int = Field(8, ge=1, le=4096, description="Utterances transcribed at a time.")
+    terms: Path | None = Field(
+        None, description="A text file of terms, one a line: how many are heard, before and after."
+    )
 
 
 class TrackingSettings(Section):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,9 +122,8 @@ class Started:
         return "".join(text)
 
     def error(self):
-        """What it says went wrong: the only line of stderr that is no progress bar."""
-        lines = self.stderr.read_text(encoding="utf-8", errors="replace").split("\n")
-        (line,) = (line.rpartition("\r")[2] for line in lines if line.rpartition("\r")[2].strip())
+        """What it says went wrong: one line, which may follow a progress bar."""
+        (line,) = re.findall("Error: .*", self.stderr.read_text(encoding="utf-8", errors="replace"))
         return line
 
     def left(self):

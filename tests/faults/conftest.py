@@ -144,6 +144,19 @@ def prepared(warm, home, reference):
     return trial
 
 
+@pytest.fixture(scope="session")
+def saves(warm, shim, reference, tmp_path_factory):
+    """What a training does to its checkpoints' folder from the second save on: (number, call, path below it)."""
+    if shim is None:
+        pytest.skip("no C compiler to build the faulty disk with")
+    trial = prepared(warm, tmp_path_factory.mktemp("saves"), reference)
+    folder, log = trial.run.folder / "checkpoints", trial.home / "log"
+    trial.resume(env={"FAULT_FOLDER": str(folder), "FAULT_LOG": str(log)})
+    steps = [line.split(" ", 2) for line in log.read_text().splitlines()]
+    first = next(place for place, (_, _, path) in enumerate(steps) if "checkpoint-6" in path)
+    return [(int(number), call, path.removeprefix(str(folder))) for number, call, path in steps[first:]]
+
+
 @pytest.fixture(scope="module")
 def alone(warm, reference, tmp_path_factory):
     """Makes runs as `trials` does, for what several tests look at."""

@@ -5,38 +5,41 @@ import signal
 import pytest
 
 from tests.faults.commands import SOAK, some, until
-from tests.faults.test_kills import saves  # noqa: F401  # a fixture
 
 GROWS = ("mkdir", "open", "write", "ftruncate", "fsync")
 
 
-@pytest.mark.parametrize("share", range(10 if SOAK else 4))
-def test_the_disk_is_full_at_any_step_of_a_save(trials, reference, saves, faulty, share):  # noqa: F811
+def pauses(run):
+    return [event.kind for event, _ in run.follow() if event.kind in ("paused", "resumed")]
+
+
+@pytest.mark.parametrize("share", range(10 if SOAK else 3))
+def test_the_disk_is_full_at_any_step_of_a_save(trials, reference, saves, faulty, share):
     able = [step for step in saves if step[1] in GROWS]
-    points = able[share::10] if SOAK else [some(able, 4)[share]]
+    points = able[share::10] if SOAK else [some(able, 3)[share]]
     for number, call, path in points:
         trial = trials(f"at-{number}")
         room = trial.home / "room"
         waiting = trial.train(env=faulty(trial.run.folder / "checkpoints", at=number, do="full", until=room))
-        paused = waiting.until_event(trial.run, "paused")
-        assert str(trial.run.folder) in paused.fields["what"], (call, path)
-        assert trial.run.status() == "running"
-        room.touch()
-        assert waiting.wait() == 0, waiting.said()
-        kinds = [event.kind for event, _ in trial.run.follow() if event.kind in ("paused", "resumed")]
-        assert kinds == ["paused", "resumed"]
+        until(lambda waiting=waiting, run=trial.run: pauses(run) or not waiting.running(), "a pause or the end")
+        if waiting.running():
+            assert trial.run.status() == "running"
+            room.touch()
+        assert waiting.wait() == 0, (call, path, waiting.said())
+        deletes = path == "" or "/.gone" in path  # what cannot be deleted is left for later
+        assert pauses(trial.run) == ["paused", "resumed"] or (deletes and not pauses(trial.run)), (call, path)
         trial.ended_as(reference)
 
 
-def test_the_disk_is_full_for_some_writes_only(trial, reference, saves, faulty):  # noqa: F811
+@pytest.mark.skipif(not SOAK, reason="the tests above are this one, longer")
+def test_the_disk_is_full_for_some_writes_only(trial, reference, saves, faulty):
     number = next(number for number, call, path in saves if call == "write" and "optimizer" in path)
-    trial.resume(env=faulty(trial.run.folder / "checkpoints", at=number, do="full", times=1))
-    kinds = [event.kind for event, _ in trial.run.follow() if event.kind in ("paused", "resumed")]
-    assert kinds == ["paused", "resumed"]
+    trial.resume(env=faulty(trial.run.folder / "checkpoints", at=number, do="full", times=6))
+    assert pauses(trial.run) == ["paused", "resumed"]
     trial.ended_as(reference)
 
 
-def test_a_run_that_waits_for_space_can_be_stopped(trial, reference, saves, faulty):  # noqa: F811
+def test_a_run_that_waits_for_space_can_be_stopped(trial, reference, saves, faulty):
     number = next(number for number, call, path in saves if call == "write" and "optimizer" in path)
     never = trial.home / "never"
     waiting = trial.train(env=faulty(trial.run.folder / "checkpoints", at=number, do="full", until=never))

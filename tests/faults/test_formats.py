@@ -43,7 +43,6 @@ def test_a_run_of_format_1_goes_on_as_it_began(trials, empty, old_fashioned):
     empty.ended_as(old_fashioned)
     assert (folder / "config.json.format-1").read_bytes() == before
     assert json.loads((folder / "config.json").read_text())["format"] == 2
-    assert list(folder.glob("checkpoints/*/COMPLETE.format-1"))
     for path in checkpoints.whole(folder / "checkpoints").values():
         assert checkpoints.flaw(path) is None
 

@@ -12,19 +12,6 @@ RANDOM = random.Random(20).sample(range(1, 1000), 20)
 """Thousandths of a training at which it is killed."""
 
 
-@pytest.fixture(scope="module")
-def saves(warm, shim, reference, alone):
-    """What a training does to its checkpoints' folder from the second save on: (number, call, path below it)."""
-    if shim is None:
-        pytest.skip("no C compiler to build the faulty disk with")
-    trial = alone("saves")
-    folder, log = trial.run.folder / "checkpoints", trial.home / "log"
-    trial.resume(env={"FAULT_FOLDER": str(folder), "FAULT_LOG": str(log)})
-    steps = [line.split(" ", 2) for line in log.read_text().splitlines()]
-    first = next(place for place, (_, _, path) in enumerate(steps) if "checkpoint-6" in path)
-    return [(int(number), call, path.removeprefix(str(folder))) for number, call, path in steps[first:]]
-
-
 @pytest.mark.parametrize("place", RANDOM if SOAK else RANDOM[:3])
 def test_killed_in_the_middle_of_training(trial, reference, place):
     killed = trial.train(hooks=[("kill_in_training", [reference.calls * place // 1000])])

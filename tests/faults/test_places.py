@@ -13,9 +13,9 @@ from voxtral_finetune.run import Run
 
 NAMES = [
     "a b  'c' \"d\" #1 100% 🎤 ሰላም שלום $(x) `y` ; & {z}",
+    "n" * 255,
     "-rf",
     "line\nbreak",
-    "n" * 255,
     "x.tmp",
     "checkpoint-7.incomplete",
     os.fsdecode(b"not \xff UTF-8"),
@@ -36,7 +36,7 @@ def small_corpus(tmp_path_factory, reference):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES if SOAK else NAMES[:4], ids=ascii)
+@pytest.mark.parametrize("name", NAMES if SOAK else NAMES[:2], ids=ascii)
 def test_any_name_of_a_folder(warm, settings, small_corpus, tmp_path, name):
     shutil.copytree(small_corpus, tmp_path / name / "corpus")
     chosen = {**settings, "max_steps": 2, "save_steps": None, "eval_steps": None, "eval_count": 3}
@@ -160,8 +160,10 @@ def test_a_terminal_that_knows_only_ascii(write_corpus, small_checkpoint, tmp_pa
             assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
         corpus = [json.loads(line) for line in (place / "corpus" / "data.jsonl").read_bytes().splitlines()]
         report = json.loads((place / "run" / "report.json").read_bytes())
-        measured = ("seconds", "seconds_to_best", "peak_memory_bytes")
-        report["training"] = {key: value for key, value in report["training"].items() if key not in measured}
-        made[name] = [row["text"] for row in corpus], report, (place / "run" / "split.json").read_bytes()
+        made[name] = (
+            [row["text"] for row in corpus],
+            without_measurements(report),
+            (place / "run" / "split.json").read_bytes(),
+        )
     assert made["ascii"] == made["utf-8"]
     assert sorted(made["ascii"][0]) == sorted(TEXTS)

@@ -23,4 +23,4 @@ def test_each_text_that_cannot_be_learned_is_named(warm, settings, write_corpus,
     assert learned == {text for text, _ in good}
     strict = warm.start(*words, tmp_path / "strict", "--strict", env=home, folder=tmp_path)
     assert strict.wait() == 1
-    assert "rows cannot be used" in strict.error()
+    assert "rows cannot be used" in strict.said()

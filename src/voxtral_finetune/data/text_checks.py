@@ -56,6 +56,9 @@ def refusal(text: str) -> Finding | None:
 def findings(text: str, seconds: float) -> list[Finding]:
     """What is wrong or doubtful about tidied text that is said in that many seconds."""
     found = []
+    if not any(sign.isalnum() for sign in text):
+        what = "Its text holds no letter and no digit."
+        found.append(Finding("text", what, "Write what is said in it or remove the row.", usable=False))
     if len(text) > MAX_CHARACTERS_PER_SECOND * seconds + SPARE_CHARACTERS:
         what = f"Its text has {len(text)} characters for {seconds:.1f} s, more than anyone can say."
         found.append(Finding("text too long", what, "Correct the text, or cut text and audio into parts.", False))

@@ -6,34 +6,64 @@ import json
 from typing import Any
 
 from voxtral_finetune.data.split import Split, summary
+from voxtral_finetune.errors import ModelError
+from voxtral_finetune.evaluation.behaviour import behaviour, normalised, read_terms, recall, slices
 from voxtral_finetune.evaluation.report import Report, Scored
+from voxtral_finetune.evaluation.transcripts import Transcripts
 from voxtral_finetune.evaluation.verdict import compare
-from voxtral_finetune.evaluation.wer import score, word_errors
+from voxtral_finetune.evaluation.wer import errors_of, score
 from voxtral_finetune.model.catalog import learned_audio
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
 
 
-def measured(run: Run, settings: Settings, divided: Split, base: list[str], tuned: list[str]) -> Report:
+def measured(run: Run, settings: Settings, divided: Split, base: Transcripts, tuned: Transcripts) -> Report:
     """The report of a run: `base` and `tuned` are what each model heard in the test set, in its order."""
-    rows = divided.test
+    rows, models = divided.test, {"base": base, "tuned": tuned}
     references = [row.text for row in rows]
-    errors_base, words = zip(*map(word_errors, references, base), strict=True)
-    errors_tuned, _ = zip(*map(word_errors, references, tuned), strict=True)
-    utterances = [
-        Scored(str(row.audio), row.text, before, after, row.seconds or 0.0, row.language, row.speaker)
-        for row, before, after in zip(rows, base, tuned, strict=True)
-    ]
+    counted = {name: list(map(errors_of, references, heard.texts)) for name, heard in models.items()}
+    terms = read_terms(settings.evaluation.terms) if settings.evaluation.terms else []
     return Report(
-        base=score(references, base),
-        tuned=score(references, tuned),
-        verdict=compare(errors_base, errors_tuned, words),
-        utterances=utterances,
+        base=score(references, base.texts),
+        tuned=score(references, tuned.texts),
+        verdict=compare(
+            [each.errors for each in counted["base"]],
+            [each.errors for each in counted["tuned"]],
+            [each.words for each in counted["base"]],
+        ),
+        utterances=[
+            Scored(
+                audio=str(row.audio),
+                reference=row.text,
+                base=base.texts[index],
+                tuned=tuned.texts[index],
+                seconds=row.seconds or 0.0,
+                language=row.language,
+                speaker=row.speaker,
+                words=counted["base"][index].words,
+                base_errors=counted["base"][index].errors,
+                tuned_errors=counted["tuned"][index].errors,
+                base_capped=base.capped[index],
+                tuned_capped=tuned.capped[index],
+            )
+            for index, row in enumerate(rows)
+        ],
         model=_model_facts(settings),
         data=_data_facts(divided),
         training=_training_facts(run, settings),
         warnings=_warnings(settings, divided),
+        behaviour={name: behaviour(references, heard) for name, heard in models.items()},
+        slices=slices(rows, counted),
+        normalisers=normalised(rows, {name: heard.texts for name, heard in models.items()}),
+        terms={name: recall(terms, references, heard.texts) for name, heard in models.items()} if terms else {},
     )
+
+
+def check_changed(base: Transcripts, tuned: Transcripts) -> None:
+    """Raises ModelError where both are the same model: then no number of the report would mean anything."""
+    if base.fingerprint and base.fingerprint == tuned.fingerprint:
+        what = "The saved model answers exactly as the one before training: what was learned is not in it."
+        raise ModelError(what, "Remove model/ and heard-tuned.json from the run folder, then go on with --resume.")
 
 
 def _model_facts(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Model card, terminal and Studio show only what stands here; a fact that is not k
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Scored:
-    """One test utterance: its audio (path as in the corpus), what was said, and what each model heard."""
+    """One test utterance: its audio (path as in the corpus), what was said, and what each model heard.
+
+    Of `words` said, each model got so many errors; `capped` where its text was cut off at the most that is allowed.
+    """
 
     audio: str
     reference: str
@@ -30,11 +34,16 @@ class Scored:
     seconds: float
     language: str | None = None
     speaker: str | None = None
+    words: int = 0
+    base_errors: int = 0
+    tuned_errors: int = 0
+    base_capped: bool = False
+    tuned_capped: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a run. The three dictionaries hold JSON values; any key may be missing where it is not known.
+    """The outcome of a run. The dictionaries hold JSON values; any key may be missing where it is not known.
 
     model     checkpoint, revision, method, preset, license (the Hub's name for it, e.g. apache-2.0)
     data      train, dev, test: each {"utterances": int, "seconds": float}; languages: list of codes; speakers: int;
@@ -42,6 +51,10 @@ class Report:
               "text", or is "random"); split_note: a sentence on it
     training  steps, epochs, best_step, seconds, seconds_to_best, peak_memory_bytes, size_bytes, learning_rate,
               batch_size, …
+    behaviour   {"base" and "tuned": what `behaviour.behaviour` gives}
+    slices      what `behaviour.slices` gives for "base" and "tuned"
+    normalisers what `behaviour.normalised` gives for both: the rates again, under every normaliser that fits
+    terms       {"base" and "tuned": what `behaviour.recall` gives}, empty without --terms
     """
 
     base: Score
@@ -52,6 +65,10 @@ class Report:
     data: dict[str, Any]
     training: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    behaviour: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, Any] = field(default_factory=dict)
+    normalisers: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -83,14 +100,20 @@ def table(report: Report) -> str:
     for name in ("substitutions", "deletions", "insertions"):
         before, after = getattr(base, name), getattr(tuned, name)
         rows.append((name, f"{before}", f"{after}", f"{after - before:+d}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
-        for name, *cells in rows
-    ]
+    rows += [_rate(name, *pair) for name, pair in _behaved(report).items() if any(pair)]
+    lines = aligned(rows)
     lines += ["", f"Difference of the {error_name(base)}: {interval(verdict)}", sentence(verdict, base.unit)]
     lines += [_printable(text) for text in (verdict.note, *(f"Warning: {text}" for text in report.warnings)) if text]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines: the first cell to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in rows
+    ]
 
 
 def training_line(report: Report) -> str:
@@ -122,6 +145,17 @@ def _report(content: dict[str, Any]) -> Report:
         "utterances": [Scored(**row) for row in content["utterances"]],
     }
     return Report(**{**content, **rebuilt})
+
+
+def _behaved(report: Report) -> dict[str, tuple[float, float]]:
+    """The rates that a reader has to know of where they are not zero, by name: (before, after)."""
+    names = {"loop_rate": "texts that loop", "empty_rate": "texts left empty", "cap_hit_rate": "texts cut off"}
+    both = [report.behaviour.get(model, {}) for model in ("base", "tuned")]
+    found = {shown: (both[0].get(key) or 0.0, both[1].get(key) or 0.0) for key, shown in names.items()}
+    recalls = [report.terms.get(model, {}).get("recall") for model in ("base", "tuned")]
+    if None not in recalls:
+        found["terms recognised"] = (recalls[0], recalls[1])
+    return found
 
 
 def _rate(name: str, before: float, after: float) -> tuple[str, str, str, str]:

@@ -18,7 +18,10 @@ DRAWS = 10_000
 """Samples of the test set; the 2.5 % bounds of an interval then rest on 250 samples each."""
 
 DRAWN_AT_ONCE = 2_000_000
-"""Indices held in memory at a time (16 MB), whatever the size of the test set."""
+"""Indices held in memory at a time (16 MB, and as much for their counts), whatever the size of the test set."""
+
+QUANTILES = (0.025, 0.975)
+"""The bounds of a 95 % interval."""
 
 ENOUGH = 30
 """Under so many utterances the bootstrap's interval is too narrow to be called 95 %."""
@@ -47,25 +50,40 @@ class Verdict:
     note: str = ""
 
 
+def interval(errors: Any, words: Any, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of one model's word error rate, from its errors and the references' words, shape (n,) each."""
+    drawn = _draw(_column(errors), _column(words), np.random.default_rng(seed))
+    low, high = np.quantile(drawn[:, 0], QUANTILES)
+    return float(low), float(high)
+
+
 def compare(errors_base: Any, errors_tuned: Any, words: Any, seed: int = 0) -> Verdict:
     """Compares two models by their word errors on the same n utterances, each array-like of shape (n,).
 
     `words` are the references' lengths. Same input and seed, same verdict. Raises DataError without any word.
     """
+    return compare_many(_column(errors_base), _column(errors_tuned), _column(words), seed)[0]
+
+
+def compare_many(errors_base: Any, errors_tuned: Any, words: Any, seed: int = 0) -> list[Verdict]:
+    """As `compare`, for k pairs of models at once: arrays of shape (n, k), the k verdicts from the same draws."""
     before, after, lengths = (np.asarray(array, dtype=np.float64) for array in (errors_base, errors_tuned, words))
-    if not lengths.sum():
+    if not lengths.size or not lengths.sum(axis=0).all():
         raise DataError("No transcript of the test set holds a word.", "Test with recordings that have transcripts.")
-    change = after - before
-    low, high = np.quantile(_draw(change, lengths, np.random.default_rng(seed)), (0.025, 0.975))
-    count, changed = len(change), int(np.count_nonzero(change))
-    return Verdict(
-        word=_word(count, changed, low, high),
-        difference=float(change.sum() / lengths.sum()),
-        low=float(low),
-        high=float(high),
-        utterances=count,
-        note=_note(count, changed),
-    )
+    change, count = after - before, len(before)
+    lows, highs = np.quantile(_draw(change, lengths, np.random.default_rng(seed)), QUANTILES, axis=0)
+    facts = zip(change.sum(axis=0) / lengths.sum(axis=0), lows, highs, np.count_nonzero(change, axis=0), strict=True)
+    return [
+        Verdict(
+            word=_word(count, int(changed), low, high),
+            difference=float(difference),
+            low=float(low),
+            high=float(high),
+            utterances=count,
+            note=_note(count, int(changed)),
+        )
+        for difference, low, high, changed in facts
+    ]
 
 
 def sentence(verdict: Verdict, unit: str = "word") -> str:
@@ -84,16 +102,25 @@ def sentence(verdict: Verdict, unit: str = "word") -> str:
 
 
 def _draw(
-    change: NDArray[np.float64], lengths: NDArray[np.float64], random: np.random.Generator
+    errors: NDArray[np.float64], lengths: NDArray[np.float64], random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """DRAWS differences in word error rate, shape (DRAWS,), each over n utterances drawn with replacement."""
-    count, found = len(change), []
+    """DRAWS rates of errors for each of k columns, shape (DRAWS, k), each over n utterances drawn with replacement.
+
+    A draw is how often each utterance is in it, so that all columns are summed by one product of matrices.
+    """
+    count, found = len(errors), []
     step = max(1, DRAWN_AT_ONCE // count)
     for start in range(0, DRAWS, step):
-        drawn = random.integers(count, size=(min(step, DRAWS - start), count))
+        rows = min(step, DRAWS - start)
+        drawn = random.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
         # A draw of empty references only has no words; jiwer counts one there, and so does this.
-        found.append(change[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1))
+        found.append((times @ errors) / np.maximum(times @ lengths, 1))
     return np.concatenate(found)
+
+
+def _column(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)[:, None]
 
 
 def _word(count: int, changed: int, low: float, high: float) -> Word:

@@ -180,7 +180,7 @@ def _training_lines(report: Report, dataset: str | None) -> list[str]:
     lines = [f"[{dataset}](https://huggingface.co/datasets/{dataset})"] if dataset else []
     for part, name in (("train", "learned from"), ("dev", "for choosing when to stop")):
         facts = report.data.get(part)
-        if isinstance(facts, dict) and isinstance(facts.get("utterances"), int):
+        if isinstance(facts, dict) and isinstance(facts.get("utterances"), int) and facts["utterances"]:
             lines.append(f"{facts['utterances']} utterances {name}{_duration(facts)}")
     speakers = report.data.get("speakers")
     if isinstance(speakers, int) and speakers:

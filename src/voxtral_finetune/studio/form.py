@@ -21,6 +21,9 @@ ELSEWHERE = ("dataset_jsonl", "audio_root", "model_checkpoint", "output_dir")
 WIDTH = 260
 """Pixels that a widget asks for; a row breaks where there are fewer."""
 
+SWITCH = {"true": True, "false": False}
+"""What the choices of a switch with a default of its own stand for: a list of choices holds texts."""
+
 
 def settings(main: bool) -> list[Setting]:
     """The settings of the form's main or its advanced part, in the order they are declared."""
@@ -65,7 +68,8 @@ def shown_value(setting: Setting, recommended: Mapping[str, Any]) -> Any:
 def flat(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
     """The settings that a form's values say; what was left empty keeps its default."""
     written = (value.strip() if isinstance(value, str) else value for value in values)
-    return {name: value for name, value in zip(names, written, strict=True) if value not in (None, "")}
+    kept = {name: value for name, value in zip(names, written, strict=True) if value not in (None, "")}
+    return {name: SWITCH.get(value, value) if name in SWITCHES else value for name, value in kept.items()}
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
@@ -74,3 +78,6 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
         (kind,) = (each for each in typing.get_args(annotation) if each is not type(None))
         return kind, True
     return annotation, False
+
+
+SWITCHES = {setting.name for setting in every_setting() if _kind(setting.field.annotation) == (bool, True)}

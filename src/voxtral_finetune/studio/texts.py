@@ -129,7 +129,8 @@ def number(count: int, thing: str) -> str:
 
 
 def data(facts: dict[str, Any]) -> str:
-    sizes = ", ".join(f"{facts[name]['utterances']} {name}" for name in ("train", "dev", "test"))
+    sets = {name: facts[name]["utterances"] for name in ("train", "dev", "test")}
+    sizes = ", ".join(f"{count} {name}" for name, count in sets.items() if count)
     skipped = f" {number(facts['skipped'], 'row')} skipped." if facts["skipped"] else ""
     return f"{sizes} utterances. {facts['note']}{skipped}"
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from voxtral_finetune.durable import Format, sync_files, sync_folder, write_durably
+from voxtral_finetune.durable import NO_SPACE, Format, sync_files, sync_folder, write_durably
 from voxtral_finetune.errors import RunError
 from voxtral_finetune.run import Run
 from voxtral_finetune.training.room import POLL_SECONDS, PROBE, NoRoomError, amount, is_full, wait_for_room
@@ -172,12 +172,14 @@ def rotate(folder: Path, keep: set[int]) -> None:
     Each loses its name at once, before its files: half of one is never gone on from. Of what was moved aside the newest
     stays, for whoever wants to look at it.
     """
-    for step, path in sorted(whole(folder).items())[:-KEPT]:
-        if step not in keep:
-            _delete(path)
     aside = sorted(folder.glob("checkpoint-*.incomplete*"), key=lambda path: (_step(path), path.name))
-    for path in aside[:-1]:
-        _delete(path)
+    old = [path for step, path in sorted(whole(folder).items())[:-KEPT] if step not in keep]
+    try:
+        for path in (*old, *aside[:-1]):
+            _delete(path)
+    except OSError as error:
+        if error.errno not in NO_SPACE:  # on a full disk what could not be deleted is deleted after the next save
+            raise
     shutil.rmtree(folder / ".gone", ignore_errors=True)  # also what a kill has left there
 
 

@@ -31,6 +31,8 @@ def test_what_tidying_cannot_mend_is_refused(text):
     ("text", "seconds", "kinds"),
     [
         ("yes", 0.2, []),
+        ("ሰላም", 1.0, []),
+        ("?! … 🎤", 1.0, ["text"]),
         ("the quick brown fox jumps over the lazy dog", 1.5, []),
         ("word " * 100, 7.0, ["text too long"]),
         ("<s>[INST] hi", 3.0, ["control token"]),

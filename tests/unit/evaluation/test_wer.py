@@ -3,7 +3,8 @@
 import pytest
 
 from voxtral_finetune.errors import DataError
-from voxtral_finetune.evaluation.wer import NORMALISER, normalise, score, word_errors
+from voxtral_finetune.evaluation.normalise import RAW, normalise
+from voxtral_finetune.evaluation.wer import NORMALISER, errors_of, score, word_errors
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,57 @@ def test_errors_are_pooled_over_the_corpus_and_split_by_kind() -> None:
     assert found.characters == 23
     assert found.cer == pytest.approx(18 / 23)
     assert (found.utterances, found.empty_references, found.unit, found.normaliser) == (4, 1, "word", NORMALISER)
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "unit", "errors", "words", "character_errors", "characters"),
+    [
+        # Chinese: 2 wrong of 9 characters; punctuation and the space count nothing
+        (["今天天气好。", "你好，世界"], ["今天 天汽好", "你好世界啊"], "character", 2, 9, 2, 9),
+        # Japanese: カ→ガ is one letter; です is missing
+        (["カタカナです"], ["ガタカナ"], "character", 3, 6, 3, 6),
+        # Cantonese
+        (["我哋去食飯"], ["我地去食飯"], "character", 1, 5, 1, 5),
+        # Thai: 5 consonants and letters (marks belong to them); one tone mark missing makes one letter wrong,
+        # and one code point of 7
+        (["กินข้าว"], ["กินขาว"], "character", 1, 5, 1, 7),
+        # Hindi: words by spaces; गयी for गया is one word, one sign of 13 (spaces count in CER, "।" does not)
+        (["वह घर गया है।"], ["वह घर गयी है"], "word", 1, 4, 1, 12),
+        # Arabic with vowel signs: one word, one sign; the stretched letter is no difference
+        (["مَرْحَبًا يا عـــالم"], ["مَرْحَبَا يا عالم"], "word", 1, 3, 1, 17),
+        # nothing said, or only signs: what is heard there is inserted
+        (["yes", "", "…!", "  "], ["yes", "uh huh", "", "oh"], "word", 3, 1, 8, 3),
+    ],
+    ids=["zh", "ja", "yue", "th", "hi", "ar", "empty"],
+)
+def test_hand_computed_tables(
+    references: list[str],
+    hypotheses: list[str],
+    unit: str,
+    errors: int,
+    words: int,
+    character_errors: int,
+    characters: int,
+) -> None:
+    found = score(references, hypotheses)
+    assert (found.unit, found.words, found.characters) == (unit, words, characters)
+    assert found.substitutions + found.deletions + found.insertions == errors
+    assert (found.wer, found.cer) == (pytest.approx(errors / words), pytest.approx(character_errors / characters))
+    each = [errors_of(*pair) for pair in zip(references, hypotheses, strict=True)]
+    assert sum(one.errors for one in each) == errors and sum(one.words for one in each) == words
+    assert sum(one.character_errors for one in each) == character_errors
+
+
+def test_empty_and_punctuation_only_references_are_counted() -> None:
+    found = score(["yes", "", "…!", "  "], ["yes", "", "", ""])
+    assert (found.empty_references, found.punctuation_only, found.wer) == (3, 1, 0)
+
+
+def test_the_raw_normaliser_counts_case_and_punctuation() -> None:
+    found = score(["Hello,  world!"], ["hello, world!"], RAW)
+    assert (found.wer, found.cer, found.normaliser) == (0.5, pytest.approx(1 / 13), "raw-1")
+    with pytest.raises(KeyError):
+        score(["a"], ["a"], "nobody's")
 
 
 def test_scripts_without_spaces_are_scored_by_character_and_say_so() -> None:

@@ -31,6 +31,12 @@ def test_an_untouched_form_is_the_default_settings():
     assert command_line(flat) == "voxtral-finetune train"
 
 
+def test_a_switch_says_yes_no_or_nothing():
+    flat = form.flat(["packing", "cache_audio", "compile"], ["false", "", True])
+    assert flat == {"packing": False, "compile": True}
+    assert command_line(flat) == "voxtral-finetune train --no-packing --compile"
+
+
 def test_typed_numbers_are_numbers():
     flat = form.flat(["learning_rate", "eval_steps", "epochs"], [" 2e-4 ", "", None])
     assert flat == {"learning_rate": "2e-4"}

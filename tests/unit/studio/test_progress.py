@@ -1,5 +1,9 @@
 """What a run's folder says about how far it is."""
 
+import json
+import shutil
+from itertools import pairwise
+
 import pytest
 
 from voxtral_finetune.errors import FinetuneError, RunError
@@ -82,6 +86,87 @@ def test_curves_are_thinned_to_what_a_browser_draws(run):
     train_steps = seen.loss[seen.loss["set"] == "train"]["step"]
     assert (train_steps.iloc[0], train_steps.iloc[-1]) == (0, 3 * progress.MAX_POINTS - 1)
     assert seen.wer["wer"].tolist() == [25.0]
+
+
+def steps_shown(run):
+    return progress.view(run).loss["step"].tolist()
+
+
+def test_a_look_reads_only_what_is_new(run, monkeypatch):
+    follow, looks = Run.follow, []
+    monkeypatch.setattr(Run, "follow", lambda self, position=0: looks.append(position) or follow(self, position))
+    run.emit("step", step=1, steps=9, loss=1.0)
+    assert steps_shown(run) == steps_shown(run) == [1]
+    end = (run.folder / "events.jsonl").stat().st_size
+    run.emit("step", step=2, steps=9, loss=1.0)
+    assert steps_shown(run) == [1, 2]
+    assert [position for position in looks if position] == [end, end]
+
+
+def test_half_a_line_is_shown_once_it_is_whole(run):
+    run.emit("step", step=1, steps=9, loss=1.0)
+    line = json.dumps({"time": 1.0, "kind": "step", "step": 2, "steps": 9, "loss": 1.0}) + "\n"
+    with (run.folder / "events.jsonl").open("a") as file:
+        file.write(line[:20])
+        file.flush()
+        assert steps_shown(run) == [1]
+        file.write(line[20:])
+    assert steps_shown(run) == [1, 2]
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_has_one_curve(run):
+    for step in (1, 2, 3, 4, 5, 6):
+        run.emit("step", step=step, steps=9, loss=float(step))
+    assert steps_shown(run) == [1, 2, 3, 4, 5, 6]
+    for step in (4, 5):
+        run.emit("step", step=step, steps=9, loss=10.0 * step)
+    assert progress.view(run).loss["loss"].tolist() == [1.0, 2.0, 3.0, 40.0, 50.0]
+
+
+def test_another_folder_of_the_same_name_is_read_from_its_beginning(run):
+    for step in range(5):
+        run.emit("step", step=step, steps=9, loss=1.0)
+    assert len(steps_shown(run)) == 5
+    shutil.rmtree(run.folder)
+    other = Run.create(Settings.of({"output_dir": run.folder}))
+    assert steps_shown(other) == []
+    for step in range(50, 60):  # longer than the log before
+        other.emit("step", step=step, steps=99, loss=1.0)
+    assert steps_shown(other) == list(range(50, 60))
+    log = other.folder / "events.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))  # a copy that ends earlier is put back
+    assert steps_shown(other) == [50, 51]
+
+
+def test_what_a_resumed_run_says_again_is_shown_once(run):
+    facts = {"total": 2e6, "trainable": 1e6, "kernels": []}
+    run.emit("weights", **facts)
+    for number in range(3 * progress.WARNINGS):
+        run.emit("warning", what=f"Row {number} is odd.")
+    before = progress.view(run).notes
+    run.emit("weights", **facts)
+    assert progress.view(run).notes == before
+    assert before[-1] == texts.more_warnings(2 * progress.WARNINGS)
+    assert len(before) == 1 + progress.WARNINGS + 1
+
+
+def test_a_long_curve_stays_even_and_small(run):
+    curve = progress._Curve()
+    for step in range(50_000):
+        curve.add(step, 0.5)
+    assert len(curve.points) < 2 * progress.MAX_POINTS
+    shown = [step for step, _ in curve.shown()]
+    gaps = {later - earlier for earlier, later in pairwise(shown[:-1])}
+    assert (shown[0], shown[-1], len(shown)) == (0, 49_999, progress.MAX_POINTS)
+    assert max(gaps) <= 2 * min(gaps)
+
+
+def test_runs_that_nobody_looks_at_any_more_are_forgotten(run):
+    for _ in range(2 * progress.KEPT):
+        progress.view(Run.create(Settings.of({})))
+    assert len(progress._TOLD) == progress.KEPT
+    run.emit("step", step=1, steps=9, loss=1.0)
+    assert steps_shown(run) == [1]
 
 
 def test_the_log_is_its_end_without_a_terminals_tricks(run):

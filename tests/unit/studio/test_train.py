@@ -78,7 +78,7 @@ def test_a_chosen_checkpoint_shows_its_recommended_settings_and_another_the_defa
     show = train._recommended(names)
     advice = next(entry for entry in catalog.CHECKPOINTS if entry.recommended)
     shown = dict(zip(names, show(advice.name), strict=True))
-    assert shown == {name: str(advice.recommended[name]) if name != "epochs" else 15 for name in names}
+    assert shown == {name: str(advice.recommended[name]) if name != "epochs" else 11 for name in names}
     assert show("some/model") == [3, "", ""]
     name, *_ = start(*values(project, "advised", checkpoint=advice.name, **shown))
     settings = Run.open(home / "outputs" / name).settings()
