@@ -97,9 +97,9 @@ class Console:
         used = f"; {', '.join(kernels)}" if kernels else ""
         click.echo(f"  {trainable / 1e6:.2f} M of {total / 1e6:.2f} M weights learn{used}")
 
-    def _probe(self, micro_batch: int, at_most_seconds: float, **_: Any) -> None:
+    def _probe(self, micro_batch: int, about_seconds: float, **_: Any) -> None:
         click.echo(
-            f"  the longest window was tried ({micro_batch} at a time): steps take {_time(at_most_seconds)} at most"
+            f"  the longest window was tried ({micro_batch} at a time): all steps take about {_time(about_seconds)}"
         )
 
     def _step(self, step: int, steps: int, loss: float, learning_rate: float, perplexity: float, **more: Any) -> None:
@@ -110,6 +110,13 @@ class Console:
 
     def _eval(self, step: int, loss: float, wer: float, **_: Any) -> None:
         tqdm.write(f"  step {step}: dev loss {loss:.3f}, dev WER {100 * wer:.1f} %")
+
+    def _scales(self, kept: float, tried: list[dict[str, Any]], **_: Any) -> None:
+        for one in tried:
+            rates = ", ".join(
+                f"{name} {100 * rate:.1f} %" for name, rate in {"dev": one["dev"], **one["guards"]}.items()
+            )
+            tqdm.write(f"  scale {one['scale']:g}: {rates}{' (kept)' if one['scale'] == kept else ''}")
 
     def _early_stop(self, step: int, best_step: int) -> None:
         tqdm.write(f"  stopping early at step {step}: step {best_step} was the best")
@@ -129,6 +136,7 @@ def plan_lines(**plan: Any) -> list[str]:
     how = "packed" if plan["packing"] else "one utterance each"
     each = f"{plan['utterances_per_update']:g} utterances ({plan['speech_seconds_per_update']:g} s of speech)"
     count = "an unknown number of" if plan["windows"] is None else plan["windows"]
+    each += f", {plan['replay']} an epoch replayed" if plan.get("replay") else ""
     windows = f"{count} windows of {plan['window_seconds']:g} s ({how}, {100 * plan['efficiency']:.0f} % speech)"
     heard = f"{windows}; {plan['updates']} updates of {plan['windows_per_update']} windows, about {each}"
     taught = f"on {plan['device']}, learning rate {plan['learning_rate']:g}: {plan['micro_batch']} windows at a time"

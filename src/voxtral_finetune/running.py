@@ -23,7 +23,9 @@ def explained(error: BaseException) -> FinetuneError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return RunError("The disk is full.", "Free some space, then go on with --resume: checkpoints are whole.")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
-        return RunError("The GPU's memory is full.", "Use a smaller --batch-size, or --gradient-checkpointing.")
+        return RunError(
+            "The GPU's memory is full.", "Free it and go on with --resume, or start anew with --gradient-checkpointing."
+        )
     if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
         lines = str(error).splitlines()  # of an error in another process, the first ones say where
         line = next((line[line.index("CUDA error") :] for line in lines if "CUDA error" in line), lines[0])

@@ -43,7 +43,7 @@ class Warm:
     """The process that is forked for each command (`tests.faults.warm`)."""
 
     def __init__(self, shim, folder):
-        self.shim, self.folder, self.number = shim, folder, 0
+        self.shim, self.folder, self.number, self.started = shim, folder, 0, []
         preload = {"LD_PRELOAD": str(shim)} if shim else {}
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -63,12 +63,17 @@ class Warm:
             Path(path).touch()
         spelled = [list(os.fsencode(word)) for word in words]
         asked = {"start": spelled, "env": env or {}, "hooks": hooks, "cwd": str(cwd or folder), **files}
-        return Started(self, self._ask(asked), Path(files["stdout"]), Path(files["stderr"]))
+        self.started.append(Started(self, self._ask(asked), Path(files["stdout"]), Path(files["stderr"])))
+        return self.started[-1]
 
     def poll(self, pid):
         return self._ask({"poll": pid})
 
     def close(self):
+        """Ends it, and whatever a test that failed has left."""
+        for started in self.started:
+            if started.running():
+                started.kill()
         self.process.stdin.close()
         self.process.wait(DEADLINE)
 

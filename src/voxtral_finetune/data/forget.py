@@ -62,8 +62,10 @@ def forget(folder: Path, speaker: str, outputs: Path | None = None) -> Forgotten
         files = _remove_audio(corpus, paths, {path for path in map(_audio, kept) if path})
         corpus.drop(gone)
         _clean(corpus, paths, words)
-        for kept_by_runs in (*cache().glob("audio/[0-9a-f][0-9a-f]/*.f32"), *cache().glob("embeddings/*.embeddings")):
-            kept_by_runs.unlink()  # whose voice is in which is not written there; they are made again when needed
+        for kept_by_runs in (*cache().glob("audio/[0-9a-f][0-9a-f]/*.f32*"), *cache().glob("embeddings/*.embeddings")):
+            kept_by_runs.unlink(
+                missing_ok=True
+            )  # whose voice is in which is not written there; they are made again when needed
         left = {path for path in _others(corpus) if _mentions(path, words | {Path(name).stem for name in paths})}
     left |= {path for path in map(corpus.folder.joinpath, paths) if path.exists()}
     return Forgotten(len(gone), files, runs, sorted(left))
@@ -153,7 +155,7 @@ def _runs(outputs: Path, corpus: Corpus, paths: set[str], name: str) -> list[Pat
     for path in sorted(outputs.glob("*/split.json")):
         try:
             split = json.loads(path.read_text(encoding="utf-8"))
-            rows = [row for part in ("train", "dev", "test") for row in split[part]]
+            rows = [row for part in ("train", "dev", "test") for row in split[part]] + split.get("replay", [])
         except (OSError, ValueError, KeyError):
             continue  # a run that never had a whole split learned from nothing
         for row in rows:

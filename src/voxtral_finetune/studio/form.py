@@ -15,8 +15,11 @@ from voxtral_finetune.studio import texts
 MAIN = ("method", "preset", "epochs", "learning_rate", "batch_size")
 """What most people set; the rest is under Advanced."""
 
-ELSEWHERE = ("dataset_jsonl", "audio_root", "model_checkpoint", "output_dir")
-"""What the page asks for in its own way, or (`audio_root`) what a browser may not choose."""
+ELSEWHERE = (
+    *("dataset_jsonl", "audio_root", "guard", "replay", "model_checkpoint", "output_dir"),
+    *("dataset_name", "dataset_config", "dataset_split", "dataset_revision", "max_hours", "stream"),
+)
+"""What the page asks for in its own way, what a browser may not choose (paths), and what no project has."""
 
 WIDTH = 260
 """Pixels that a widget asks for; a row breaks where there are fewer."""

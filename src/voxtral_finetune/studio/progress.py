@@ -173,6 +173,12 @@ class _Told:
             self.facts["weights"] = [texts.weights(facts)]
         elif event.kind == "early_stop":
             self.facts["early_stop"] = [texts.early_stop(facts)]
+        elif event.kind == "paused":
+            self.facts["paused"] = [f"{facts['what']} {facts['fix']}"]
+        elif event.kind == "resumed":
+            self.facts.pop("paused", None)
+        elif event.kind == "skipped_update":
+            self.facts["skipped"] = [texts.skipped(facts)]
         elif event.kind == "warning" and len(self.warnings) < WARNINGS:
             self.warnings.append(_warning(**facts))
         elif event.kind == "warning":

@@ -143,5 +143,9 @@ def early_stop(facts: dict[str, Any]) -> str:
     return f"Stopped early at step {facts['step']}: step {facts['best_step']} was the best."
 
 
+def skipped(facts: dict[str, Any]) -> str:
+    return f"Update {facts['step']} was left out, its loss is no number; it heard {'; '.join(facts['samples'])[:200]}."
+
+
 def more_warnings(count: int) -> str:
     return f"and {number(count, 'more warning')}."

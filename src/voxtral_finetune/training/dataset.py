@@ -39,14 +39,19 @@ class Hearing:
     language_free_share: float = 0.0
     vary_speed: bool = False
     mask_spectrum: bool = False
+    replay_share: float = 0.0
 
 
 class Timeline:
-    """Which windows each position of a run holds: the plans of its epochs, one after the other."""
+    """Which windows each position of a run holds: the plans of its epochs, one after the other.
 
-    def __init__(self, rows: Sequence[Utterance], hearing: Hearing) -> None:
+    Along with `rows` an epoch holds a share of `replay`, drawn anew each time.
+    """
+
+    def __init__(self, rows: Sequence[Utterance], hearing: Hearing, replay: Sequence[Utterance] = ()) -> None:
         self.rows = rows
         self.hearing = hearing
+        self.replay = replay
         self._ends: list[int] = []
         self._plans: dict[int, list[tuple[int, Window]]] = {}
 
@@ -67,10 +72,18 @@ class Timeline:
         """How many windows of the checkpoint it fills."""
         return chunks(window, self.hearing.window_seconds)
 
+    def replayed(self, number: int) -> list[Utterance]:
+        """What an epoch holds of `replay`: its share of the epoch's utterances, or all where there are too few."""
+        share = self.hearing.replay_share
+        count = min(len(self.replay), round(len(self.rows) * share / (1 - share)))
+        drawn = np.random.default_rng([self.hearing.seed, number, 4]).permutation(len(self.replay))[:count]
+        return [self.replay[index] for index in sorted(drawn)]
+
     def _planned(self, number: int) -> list[tuple[int, Window]]:
         chosen = self.hearing
         if chosen.repack:
-            made = plan(self.rows, chosen.window_seconds, chosen.packing, chosen.seed, number, self._length(number))
+            rows = [*self.rows, *self.replayed(number)]
+            made = plan(rows, chosen.window_seconds, chosen.packing, chosen.seed, number, self._length(number))
             return list(enumerate(made))
         made = plan(self.rows, chosen.window_seconds, chosen.packing, chosen.seed, 0, self._length(0))
         order = np.random.default_rng([chosen.seed, number, 1]).permutation(len(made))

@@ -24,7 +24,7 @@ from torch import nn
 from voxtral_finetune.data.wave_cache import FREE_BYTES, FREE_SHARE
 from voxtral_finetune.data.windows import GAP_SECONDS, Window
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key; raised when the same windows would give other embeddings (features, gaps)."""
 
 CHECKSUM = 4

@@ -15,7 +15,8 @@ from voxtral_finetune.data.collate import TranscriptionCollator
 from voxtral_finetune.data.split import Split
 from voxtral_finetune.data.stream import StreamError
 from voxtral_finetune.data.wave_cache import WaveCache
-from voxtral_finetune.errors import RunError, StopRequested
+from voxtral_finetune.errors import DataError, RunError, SettingsError, StopRequested
+from voxtral_finetune.model.load import weights_dtype
 from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings, cache
 from voxtral_finetune.training import checkpoints, streaming
@@ -70,6 +71,12 @@ def train(
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except StreamError as error:
         raise streaming.keep(trainer, error) from error
+    except DataError as error:
+        if not error.what.startswith("Caught "):
+            raise
+        # A loader's worker has failed: torch hands its traceback on as the message, and the remedy not at all.
+        said = error.what.rstrip().splitlines()[-1].partition(": ")[2]
+        raise DataError(said, "Mend it, and go on with --resume.") from error
     finally:
         streaming.tell(trainer)
     state, made = trainer.state, plan.schedule
@@ -102,14 +109,15 @@ def build(
     """The trainer of a run, ready to `train()`; the longest window has been tried on the device by then."""
     chosen, made, fit = settings.training, plan.schedule, plan.fit
     stream = streaming.timeline(run, settings, made) if made.streamed else None
-    timeline = stream or Timeline(split.train, made.hearing)
+    timeline = stream or Timeline(split.train, made.hearing, split.replay)
     waves = WaveCache(cache() / "audio", int(chosen.cache_gb * 1e9))
     embeddings = _embeddings(model, timeline, processor, settings) if made.cache else None
     collator = TranscriptionCollator(processor)
     device = next(model.parameters()).device
     speed = streaming.StreamSpeed(stream, device) if stream else Speed(timeline, device)
     if not is_sharded():  # no process holds a model that is sharded, before the trainer has shared it out
-        fit, speed.flops = probe(run, model, collator, timeline, plan)
+        fit, flops = probe(run, model, collator, timeline, plan)
+        speed.flops = 0.0 if made.cache else flops  # an encoder that is not run would count
     arguments = training_arguments(run, settings, made, fit, device)
     trainer = VoxtralTrainer(
         model=model,
@@ -124,6 +132,9 @@ def build(
         score_dev=score_dev,
         embeddings=embeddings,
     )
+    if is_sharded() and "FULL" not in str(trainer.accelerator.state.fsdp_plugin.state_dict_type):
+        what = "FSDP would save its shards, and no model that can be used."
+        raise SettingsError(what, "Set fsdp_state_dict_type: FULL_STATE_DICT (docs/training-pipeline.md).")
     trainer.events = Events(run, speed, made)
     for own in (trainer.events, KeepBestAndStop(run, chosen.patience)):
         trainer.add_callback(own)
@@ -195,19 +206,20 @@ def _workers(on_cuda: bool) -> int:
 
 
 def _noises(settings: Settings) -> NoiseBank | None:
-    return NoiseBank(settings.training.noise) if settings.training.noise else None
+    return NoiseBank(settings.training.noise.expanduser()) if settings.training.noise else None
 
 
 def _embeddings(model: nn.Module, timeline: Timeline, processor: Any, settings: Settings) -> EmbeddingCache:
     windows = [window for _, window in sorted(timeline.epoch(0), key=lambda each: each[0])]
     collator = TranscriptionCollator(processor)
     weight = model.get_input_embeddings().weight  # type: ignore[operator]  # a method of every transformers model
+    dtype = weights_dtype(weight.device)  # also where the embeddings learn, and are float32
     return EmbeddingCache(
         cache() / "embeddings",
-        cache_key(model, windows, weight.dtype),
+        cache_key(model, windows, dtype),
         [timeline.chunks(window) for window in windows],
         (collator.tokens_per_window, weight.shape[1]),
-        weight.dtype,
+        dtype,
         int(settings.training.cache_gb * 1e9),
     )
 

@@ -116,7 +116,8 @@ def size_on_disk(checkpoint: str, settings: TrainingSettings, device: str, revis
 def budget(device: torch.device) -> int:
     """Bytes that a step may take on `device`; ask before the weights are loaded."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
     else:
         free = psutil.virtual_memory().available
     return int(free * HEADROOM[device.type])

@@ -32,7 +32,7 @@ from voxtral_finetune.settings import Settings
 from voxtral_finetune.training import memory
 from voxtral_finetune.training.checkpoints import KEPT, check_room
 from voxtral_finetune.training.dataset import Timeline
-from voxtral_finetune.training.distributed import least, processes
+from voxtral_finetune.training.distributed import is_sharded, least, processes
 from voxtral_finetune.training.schedule import Schedule, longest_window, schedule
 from voxtral_finetune.training.trainer import only_at_labels
 
@@ -62,15 +62,23 @@ class Plan:
     fit: Fit
 
 
-def prepare(run: Run, settings: Settings, rows: Sequence[Utterance], processor: Any, device: torch.device) -> Plan:
-    """The plan of a run that learns from `rows` on `device`, told as its event `plan`.
+def prepare(
+    run: Run,
+    settings: Settings,
+    rows: Sequence[Utterance],
+    processor: Any,
+    device: torch.device,
+    replay: Sequence[Utterance] = (),
+) -> Plan:
+    """The plan of a run that learns from `rows`, and a share of `replay`, on `device`; told as its event `plan`.
 
     Raises RunError where no batch fits in memory, or the checkpoints not on the disk.
     """
     collator = TranscriptionCollator(processor)
-    made = schedule(rows, settings, collator.window_seconds, _embedding_bytes(settings, collator, device))
-    longest = longest_window(rows, made)
-    chosen = _fit(run, settings, made, longest, _longest_text(rows, collator, longest), device)
+    made = schedule(rows, settings, collator.window_seconds, _embedding_bytes(settings, collator, device), replay)
+    everything = [*rows, *replay]
+    longest = longest_window(everything, made)
+    chosen = _fit(run, settings, made, longest, _longest_text(everything, collator, longest), device)
     run.emit("plan", device=str(device), learning_rate=settings.learning_rate, **made.facts(), **vars(chosen))
     return Plan(made, chosen)
 
@@ -86,7 +94,10 @@ def _fit(run: Run, settings: Settings, made: Schedule, longest: Window, text_tok
         needed = memory.estimate(
             name, chosen, device.type, rows, text_tokens, recompute, revision=revision, accumulates=several
         )
-        return needed.total
+        if not is_sharded():
+            return needed.total
+        shared_out = needed.weights + needed.gradients + needed.optimiser
+        return shared_out // processes()[1] + needed.activations + needed.other
 
     budget = least(memory.budget(device))  # an update is made of the same steps in all processes
     micro, recompute = memory.choose(budget, per_device, peak, chosen.gradient_checkpointing)
@@ -100,16 +111,18 @@ def _fit(run: Run, settings: Settings, made: Schedule, longest: Window, text_tok
 def probe(
     run: Run, model: nn.Module, collator: TranscriptionCollator, timeline: Timeline, plan: Plan
 ) -> tuple[Fit, float]:
-    """Teaches the longest window once; (what fits after all, FLOPs of one window's step where the device is CUDA).
+    """Teaches the longest window of the first epoch once.
 
-    Where memory runs out the micro-batch is lowered to the next divisor of the update. Gradients and random state are
-    left as they were found.
+    Gives (what fits after all, FLOPs of one window's step where the device is CUDA). Where memory runs out the
+    micro-batch is lowered to the next divisor of the update. Gradients and random state are left as they were found.
     """
     device, chosen = next(model.parameters()).device, plan.fit
-    window = longest_window(timeline.rows, plan.schedule)
+    window = longest_window([*timeline.rows, *timeline.replay], plan.schedule)
     seconds = min(window.seconds, timeline.chunks(window) * timeline.hearing.window_seconds)
     silence = np.zeros(int(seconds * SAMPLE_RATE), np.float32)
     example = Example(silence, window.text, window.language, window.name)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     while True:
         started = time.monotonic()
         try:
@@ -133,7 +146,7 @@ def probe(
         micro_batch=chosen.micro_batch,
         accumulation=chosen.accumulation,
         seconds=round(seconds, 3),
-        at_most_seconds=round(seconds * chosen.accumulation * plan.schedule.updates, 1),
+        about_seconds=round(seconds * chosen.accumulation * plan.schedule.updates, 1),
         **({"memory_bytes": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}),
     )
     return chosen, flops / taught
@@ -151,6 +164,8 @@ def _teach(model: nn.Module, batch: dict[str, torch.Tensor], device: torch.devic
             with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
                 loss = model(**batch, **only_at_labels(batch["labels"]), use_cache=False).loss
             loss.backward()
+        if on_cuda:
+            torch.cuda.synchronize(device)  # else the time of a backward pass that has only begun would be told
     finally:
         model.eval()
         for module in learning:

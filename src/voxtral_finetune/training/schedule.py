@@ -37,6 +37,8 @@ class Schedule:
     longest: int
     cache: bool
     why: str
+    replay: int = 0
+    """Utterances of an epoch that are drawn from the corpus that is replayed."""
     streamed: bool = False
     """The rows were a sample of a corpus that streams: nobody knows how many windows it has."""
 
@@ -48,6 +50,7 @@ class Schedule:
         """What is worth showing, for the event `plan`."""
         return {
             "packing": self.hearing.packing,
+            "replay": self.replay,
             "windows": None if self.streamed else self.windows,
             "window_seconds": self.hearing.window_seconds,
             "updates": self.updates,
@@ -62,8 +65,14 @@ class Schedule:
         }
 
 
-def schedule(rows: Sequence[Utterance], settings: Settings, window_seconds: float, cache_bytes: int) -> Schedule:
-    """The schedule of a run over `rows`; `cache_bytes` is what one window's embeddings take."""
+def schedule(
+    rows: Sequence[Utterance],
+    settings: Settings,
+    window_seconds: float,
+    cache_bytes: int,
+    replay: Sequence[Utterance] = (),
+) -> Schedule:
+    """The schedule of a run over `rows`, and a share of `replay`; `cache_bytes` is what a window's embeddings take."""
     chosen = settings.training
     packing = packs(rows, window_seconds) if chosen.packing is None else chosen.packing
     small = not settings.data.stream and sum(row.seconds or 0.0 for row in rows) < ENOUGH_HOURS * 3600
@@ -79,22 +88,25 @@ def schedule(rows: Sequence[Utterance], settings: Settings, window_seconds: floa
         language_free_share=chosen.language_free_share,
         vary_speed=speed,
         mask_spectrum=mask,
+        replay_share=chosen.replay_share if replay else 0.0,
     )
-    timeline = Timeline(rows, hearing)
+    timeline = Timeline(rows, hearing, replay)
+    heard = len(rows) + len(timeline.replayed(0))
     windows = [window for _, window in timeline.epoch(0)]
     chunks = [timeline.chunks(window) for window in windows]
     cache, why = _cache(settings, hearing, small, sum(chunks) * cache_bytes)
-    per_update = _per_update(settings, len(rows) / len(windows))
+    per_update = _per_update(settings, heard / len(windows))
     return Schedule(
         Hearing(**{**vars(hearing), "per_update": per_update, "repack": not cache}),
         updates=chosen.max_steps or max(1, math.ceil(len(windows) * chosen.epochs / per_update)),
         windows=len(windows),
-        utterances_per_update=per_update * len(rows) / len(windows),
+        utterances_per_update=per_update * heard / len(windows),
         speech_per_update=per_update * sum(window.seconds for window in windows) / len(windows),
         efficiency=efficiency(windows, window_seconds),
-        longest=max(chunks),
+        longest=max([*chunks, *(timeline.chunks(Window((row,))) for row in replay)]),  # any is drawn some time
         cache=cache,
         why=why,
+        replay=heard - len(rows),
         streamed=settings.data.stream,
     )
 
@@ -126,6 +138,7 @@ def _cache(settings: Settings, hearing: Hearing, small: bool, needed: int) -> tu
         (not hears_frozen(settings), "what hears the audio learns too"),
         (is_sharded(), "the encoder is sharded over devices"),
         (changed, "the audio is changed anew in each epoch"),
+        (hearing.replay_share > 0, "other utterances are replayed in each epoch"),
     ]
     reasons = [why for holds, why in against if holds]
     if chosen.cache_audio:

@@ -9,6 +9,7 @@ import torch
 
 from voxtral_finetune.run import peak_rss
 from voxtral_finetune.training.dataset import Timeline
+from voxtral_finetune.training.distributed import processes
 
 MATMUL = 8192
 """Side of the square matrices whose product measures a CUDA device's peak: large enough to fill any of today's."""
@@ -51,7 +52,7 @@ class Speed:
             found["speech_hours_per_hour"] = round((self._speech - speech) / seconds, 2)
         if self._peak and self.flops and self.timeline:
             windows = done * self.timeline.hearing.per_update
-            found["mfu"] = round(windows * self.flops / seconds / self._peak, 4)
+            found["mfu"] = round(windows * self.flops / seconds / self._peak / processes()[1], 4)
         return found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, VoxtralForConditionalGeneration
 from transformers.trainer_utils import EvalLoopOutput
@@ -147,8 +148,8 @@ class VoxtralTrainer(Trainer):
         rows = rows_in(inputs)
         if self.args.world_size > 1 or self.splits == MOST_SPLITS or rows <= 2**self.splits:
             what = f"Memory is full at update {self.state.global_step + 1}, with {-(-rows // 2**self.splits)} windows."
-            fix = "Go on with --resume and nothing else on the device, or use --gradient-checkpointing or qlora."
-            raise RunError(what, fix)
+            again = "start anew with --gradient-checkpointing or --method qlora."
+            raise RunError(what, f"Go on with --resume and nothing else on the device, or {again}")
         self.splits += 1
         torch.cuda.empty_cache()
         what = (
@@ -201,7 +202,7 @@ class VoxtralTrainer(Trainer):
         if kept is not None:
             audio[known] = kept.to(audio.dtype)
         if features is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 heard = base.get_audio_features(features, return_dict=True).pooler_output
             audio[~known] = heard.view(-1, *self.embeddings_shape).to(audio.dtype)
             self._keep(audio, known, index, (ids == SPECIAL["[AUDIO]"]).sum(1) // self.embeddings_shape[0])
@@ -260,7 +261,8 @@ class VoxtralTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = VoxtralForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        target.load_state_dict(saved.state_dict())
+        # Also where the weights are sharded over devices, which `load_state_dict` cannot fill.
+        set_model_state_dict(target, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
 
 
 def only_at_labels(labels: torch.Tensor) -> dict[str, torch.Tensor]:
