@@ -10,7 +10,7 @@ import click
 from voxtral_finetune import __version__
 from voxtral_finetune.commands import forget, phrases, prepare
 from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
-from voxtral_finetune.evaluate_commands import evaluate, transcribe
+from voxtral_finetune.evaluate_commands import compare, evaluate, report, transcribe
 from voxtral_finetune.export_command import export
 from voxtral_finetune.flags import setting_options
 from voxtral_finetune.run import CONFIG, Run
@@ -186,7 +186,7 @@ def _execute(what: Run | Settings) -> str | None:
         report = execute_run(run)
     assert report is not None
     click.echo("\n" + table(report) + training_line(report))
-    click.echo(f"Run folder: {run.folder} (model/, report.json, README.md)")
+    click.echo(f"Run folder: {run.folder} (model/, report.html, report.json, README.md)")
     return report.verdict.word
 
 
@@ -232,6 +232,8 @@ def _show_labels(utterances: list[Any], checkpoint: str | None) -> None:
 
 main.add_command(transcribe)
 main.add_command(evaluate)
+main.add_command(report)
+main.add_command(compare)
 main.add_command(export)
 main.add_command(prepare)
 main.add_command(forget)

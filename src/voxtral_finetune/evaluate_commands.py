@@ -1,4 +1,4 @@
-"""What the command line does with a model: `transcribe` files of any length, and `evaluate` on a corpus."""
+"""What the command line does with a model, and with what was measured of runs."""
 
 from __future__ import annotations
 
@@ -124,6 +124,33 @@ def evaluate(
     if output:
         made.save(output)
     click.echo(evaluated.table(made), nl=False)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--no-audio", is_flag=True, help="Leave recordings out: for a page to share.")
+def report(run: Path, no_audio: bool) -> None:
+    """Write report.html of a run again: one page with the verdict and every test utterance."""
+    from voxtral_finetune.evaluation.page import write_page
+    from voxtral_finetune.run import Run
+
+    click.echo(write_page(Run.open(run).folder, sound=not no_audio))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--html", type=PATH, help="Write the comparison as a page too.")
+def compare(runs: tuple[Path, ...], html: Path | None) -> None:
+    """Show runs side by side: verdicts, error rates, and the settings in which they differ.
+
+    Runs without a result are named and left out.
+    """
+    from voxtral_finetune.evaluation import compared
+
+    made = compared.compared(runs)
+    if html:
+        compared.write_page(html, made)
+    click.echo(compared.table(made), nl=False)
 
 
 def prompt_language(language: str | None) -> str | None:

@@ -1,29 +1,30 @@
 """The order of the stages; the only place that knows it.
 
-    data → base score → training → model/ → reload → tuned score → report.json → README.md
+    data → base score → training → model/ → reload → tuned score → report.json → report.html → README.md
 
 Each stage leaves its result in the run folder, so that a run that was stopped or died goes on after the last one.
 """
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import json
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from voxtral_finetune.data import audio, held_out, hub, segments, sources, stream
+from voxtral_finetune.data import audio, divide, segments, stream
 from voxtral_finetune.data.corpus import Corpus
-from voxtral_finetune.data.rows import Columns, Problem, Utterance
-from voxtral_finetune.data.split import Split, split, summary
+from voxtral_finetune.data.rows import Utterance
+from voxtral_finetune.data.split import Split, summary
 from voxtral_finetune.durable import write_durably
 from voxtral_finetune.errors import DataError, FinetuneError, RunError, SettingsError, StopRequested
+from voxtral_finetune.evaluation import guard, scale
 from voxtral_finetune.evaluation.behaviour import read_terms
 from voxtral_finetune.evaluation.measured import check_changed, measured, result
+from voxtral_finetune.evaluation.page import write_page
 from voxtral_finetune.evaluation.pieces import Recording
 from voxtral_finetune.evaluation.report import Report
 from voxtral_finetune.evaluation.transcripts import Transcripts
@@ -94,14 +95,21 @@ def _stages(run: Run, settings: Settings) -> Report:
     from voxtral_finetune.training.callbacks import track_result
 
     divided = _divide(run, settings)
+    guards = guard.kept(run, settings)
+    sets = {"": list(map(Recording.of, divided.test)), **guard.recordings(guards)}
     with devices.claimed(str(load.pick_device(settings.model.device)), run):
-        base = _texts(run, settings, "base", settings.model.model_checkpoint, divided.test)
+        base = _heard(run, settings, "base", settings.model.model_checkpoint, sets)
         if distributed.agree(lambda: not (run.folder / "model").is_dir()):
             _learn(run, settings, divided)
-        tuned = _texts(run, settings, "tuned", str(run.folder / "model"), divided.test)
-    check_changed(base, tuned)
-    report = measured(run, settings, divided, base, tuned)
+            gc.collect()  # accelerate's wrapper refers to the model that it wraps: it would stay on the device
+        tuned = _heard(run, settings, "tuned", str(run.folder / "model"), sets)
+    check_changed(base[""], tuned[""])
+    price = guard.price(guards, base, tuned, settings.evaluation.guard_budget)
+    for text in price.warnings:
+        run.emit("warning", what=text)
+    report = replace(measured(run, settings, divided, base[""], tuned[""], price), scales=scale.table(run))
     report.save(run.folder / "report.json")
+    write_page(run.folder)
     write_card(run.folder)
     facts = result(report)
     run.emit("result", verdict=report.verdict.word, **facts)
@@ -115,7 +123,12 @@ def _divide(run: Run, settings: Settings) -> Split:
         return Split.load(path)
     run.emit("stage", name="data", title="Reading the corpus")
     check(settings)
-    divided, skipped = _held_out(run, settings) if settings.data.stream else _divided(run, settings)
+    divided, skipped = divide.divide(run, settings, progress_of(run))
+    guards = guard.read(run, settings, divided, progress_of(run))
+    if settings.training.replay:
+        apart = {row.sha256 for each in guards for row in each.rows}
+        rows = divide.replayed(settings.training.replay, divided, apart, progress_of(run))
+        divided = replace(divided, replay=rows)
     divided.save(path)
     run.emit(
         "data",
@@ -125,45 +138,6 @@ def _divide(run: Run, settings: Settings) -> Split:
         **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
     )
     return divided
-
-
-def _held_out(run: Run, settings: Settings) -> tuple[Split, int]:
-    """(dev and test of a corpus that streams, without a train; how many rows were refused on the way)"""
-    divided, pinned, survey = held_out.hold_out(run.folder, settings, progress_of(run))
-    for problem in survey.problems[: stream.MOST_WARNED]:
-        run.emit("warning", **_problem(problem))
-    run.emit("imported", revision=pinned.revision, source=pinned.source, added=len(divided.dev) + len(divided.test))
-    return divided, len(survey.refused)
-
-
-def _divided(run: Run, settings: Settings) -> tuple[Split, int]:
-    """(a corpus of this machine divided, how many of its rows are refused)"""
-    chosen = settings.data
-    survey = sources.survey(_corpus(run, settings), chosen.audio_root, _columns(settings), progress_of(run))
-    for problem in survey.problems:
-        run.emit("warning", **_problem(problem))
-    if survey.refused and chosen.strict:
-        raise DataError(f"{len(survey.refused)} rows cannot be used.", "Mend them, or run without --strict.")
-    rows = [_with_language(row, chosen.language) for row in survey.utterances]
-    divided = split(rows, chosen.split_by, settings.training.seed, chosen.train_count, chosen.eval_count)
-    return divided, len(survey.refused)
-
-
-def _corpus(run: Run, settings: Settings) -> Path:
-    """Where the corpus is; a dataset of the Hub is streamed into one under datasets/ first, its commit noted."""
-    chosen = settings.data
-    if chosen.dataset_jsonl is not None:
-        return chosen.dataset_jsonl
-    sampled = settings.training.seed if chosen.max_hours else None
-    spec = replace(stream.spec_of(settings), max_hours=chosen.max_hours, seed=sampled)
-    parts = filter(None, (chosen.dataset_name, chosen.dataset_config, chosen.dataset_split))
-    # What else was asked for is in the name too: rows of one choice must not be found in the corpus of another.
-    choice = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([*parts, choice]))
-    corpus = Corpus.create(home() / "datasets" / name)
-    imported = hub.import_hub(corpus, spec, progress_of(run))
-    run.emit("imported", revision=imported.revision, source=imported.source, added=imported.added)
-    return corpus.folder
 
 
 def check(settings: Settings) -> None:
@@ -177,15 +151,11 @@ def check(settings: Settings) -> None:
         raise SettingsError(many, "Give --dataset-jsonl PATH, or --dataset-name of a dataset on the Hub.")
     if chosen.dataset_jsonl is not None and not chosen.dataset_jsonl.expanduser().exists():
         raise DataError(f"{chosen.dataset_jsonl} does not exist.", "Check the path of the corpus.")
+    for path in settings.evaluation.guard:
+        if not path.expanduser().exists():
+            raise DataError(f"{path} does not exist.", "Check the path given to --guard.")
     if settings.evaluation.terms:
         read_terms(settings.evaluation.terms)
-
-
-def _columns(settings: Settings) -> Columns:
-    chosen = settings.data
-    if chosen.dataset_name:
-        return Columns()  # the import has named them as a corpus does
-    return Columns(chosen.audio_column, chosen.text_column, chosen.language_column, chosen.speaker_column)
 
 
 def _learn(run: Run, settings: Settings, divided: Split) -> None:
@@ -199,7 +169,7 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
     name, revision = settings.model.model_checkpoint, settings.model.model_revision
     device = load.pick_device(settings.model.device)
     processor = load.load_processor(name, revision)
-    plan = preflight.prepare(run, settings, divided.train, processor, device)
+    plan = preflight.prepare(run, settings, divided.train, processor, device, divided.replay)
     learned = settings.training.model_copy(update={"gradient_checkpointing": plan.fit.checkpointing})
     loaded = load.load_model(name, revision, device, quantise=learned.method == "qlora")
     model = adapt.adapt(loaded, learned, name, revision)
@@ -213,8 +183,17 @@ def _learn(run: Run, settings: Settings, divided: Split) -> None:
     facts = {key: value for key, value in asdict(trained).items() if key != "best"}
     facts |= {key: plan.schedule.facts()[key] for key in ("packing", "windows_per_update", "utterances_per_update")}
     write_durably(run.folder / "trained.json", json.dumps({**facts, **adapt.count(model)}, indent=2) + "\n")
-    (run.folder / "heard-tuned.json").unlink(missing_ok=True)  # of a model/ that somebody has removed
-    export(trained.best, processor, run.folder / "model", load.weights_dtype(device), adapt.merges(settings.training))
+    for stale in run.folder.glob("heard-tuned*.json"):
+        stale.unlink()  # of a model/ that somebody has removed
+    kept = 1.0
+    if settings.training.scale_scan:
+        del model, loaded  # another is loaded, and both might not fit
+        gc.collect()
+        run.emit("stage", name="scales", title="Choosing how strong what was learned is")
+        hears = scale.listener(settings, trained.best, processor, progress_of(run))
+        kept = scale.scan(run, settings, divided.dev, trained.best_step, hears)
+    merge = adapt.merges(settings.training)
+    export(trained.best, processor, run.folder / "model", load.weights_dtype(device), merge, kept)
 
 
 def _dev_scorer(run: Run, settings: Settings, processor: Any, rows: list[Utterance]) -> Callable[[Any], float]:
@@ -236,20 +215,24 @@ def _dev_scorer(run: Run, settings: Settings, processor: Any, rows: list[Utteran
     return score_dev
 
 
-def _texts(run: Run, settings: Settings, name: str, checkpoint: str, rows: list[Utterance]) -> Transcripts:
-    """What a checkpoint on disk hears in the test set; kept in the run, so that it is heard once."""
-    path = run.folder / f"heard-{name}.json"
-    if known := Transcripts.load(path):
-        return known
-    from voxtral_finetune.evaluation.hear import hear
+def _heard(
+    run: Run, settings: Settings, name: str, checkpoint: str, sets: Mapping[str, Sequence[Recording]]
+) -> dict[str, Transcripts]:
+    """What a checkpoint on disk hears in each set, by the set's name; each is kept in the run, so heard once."""
+    paths = {key: run.folder / f"heard-{name}{key}.json" for key in sets}
+    found = {key: known for key, path in paths.items() if (known := Transcripts.load(path))}
+    if len(found) == len(sets):
+        return found
+    from voxtral_finetune.evaluation.hear import timed, transcriber
 
     title = {"base": "Testing the model before training", "tuned": "Testing the tuned model from its saved folder"}
     run.emit("stage", name=f"test {name}", title=title[name])
     revision = settings.model.model_revision if name == "base" else None
-    device, size = settings.model.device, settings.evaluation.eval_batch_size
-    heard = hear(checkpoint, list(map(Recording.of, rows)), device, size, revision, progress_of(run))
-    heard.save(path)
-    return heard
+    ready = transcriber(checkpoint, settings.model.device, settings.evaluation.eval_batch_size, revision)
+    for key in [key for key in sets if key not in found]:
+        found[key] = timed(*ready, sets[key], progress_of(run))
+        found[key].save(paths[key])
+    return found
 
 
 def import_recording(
@@ -274,11 +257,3 @@ def import_recording(
 
     fields = {"language": language}
     return segments.import_recording(corpus, recording, transcript, draft, longest, threshold, progress, **fields)
-
-
-def _with_language(row: Utterance, language: str | None) -> Utterance:
-    return row if row.language or not language else replace(row, language=language)
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    return {"line": problem.line, "file": problem.file, "what": problem.what, "fix": problem.fix}

@@ -10,6 +10,7 @@
         checkpoints/    to go on from
         model/          what was learned
         report.json     how good it is
+        report.html     the same as a page, with the recordings that changed most
         README.md       the model card
 
 Its status is derived, never stored: lock held = running; last event finished, stopped or failed = that; none of them

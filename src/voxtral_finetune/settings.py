@@ -48,9 +48,7 @@ class DataSettings(Section):
     dataset_revision: str | None = Field(
         None, description="Its branch, tag or commit (default: main); the run notes the commit."
     )
-    max_hours: float | None = Field(
-        None, gt=0, description="Stream at most so many hours of the dataset, sampled by the seed."
-    )
+    max_hours: float | None = Field(None, gt=0, description="Stream at most so many hours of it, sampled by the seed.")
     stream: bool = Field(
         False, description="Learn from the Hub's dataset while it streams, without a local copy; needs --max-steps."
     )
@@ -79,9 +77,7 @@ class DataSettings(Section):
 class ModelSettings(Section):
     """What is taught."""
 
-    model_checkpoint: str = Field(
-        "mistralai/Voxtral-Mini-3B-2507", description="A Hub id, a folder, or the name of a built-in checkpoint."
-    )
+    model_checkpoint: str = Field("mistralai/Voxtral-Mini-3B-2507", description="A Hub id, folder or built-in name.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of a Hub checkpoint.")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="Where to run; auto takes the fastest.")
 
@@ -131,9 +127,7 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool | None = Field(
         None, description="Recompute activations: less memory, a third slower (default: only where memory asks for it)."
     )
-    compile: bool = Field(
-        False, description="Compile the layers with torch.compile on CUDA: faster after some minutes."
-    )
+    compile: bool = Field(False, description="Compile the layers on CUDA by torch.compile: faster after minutes.")
     cache_audio: bool | None = Field(
         None,
         description="Compute what the frozen encoder makes of each window once and keep it on disk (default: where it "
@@ -147,6 +141,9 @@ class TrainingSettings(Section):
         None, description="SpecAugment: hide some frequencies and moments, anew each epoch (default: under 5 hours)."
     )
     noise: Path | None = Field(None, description="A folder of noises to learn through, 5 to 20 dB under the speech.")
+    replay: Path | None = Field(None, description="A corpus of known speech, learned along with the new one.")
+    replay_share: float = Field(0.25, gt=0, lt=1, description="Share of each epoch's utterances that replay is.")
+    scale_scan: bool = Field(False, description="Choose how strong what LoRA learned is, by dev and guards.")
     logging_steps: int = Field(5, ge=1, description="Report loss every so many updates.")
     eval_steps: int | None = Field(
         None, ge=1, description="Measure dev loss and dev WER every so many updates (default: about ten times a run)."
@@ -167,6 +164,8 @@ class EvaluationSettings(Section):
     terms: Path | None = Field(
         None, description="A text file of terms, one a line: how many are heard, before and after."
     )
+    guard: list[Path] = Field([], description="A corpus of other speech, scored before and after; may be repeated.")
+    guard_budget: float = Field(0.5, ge=0, le=100, description="Points of error rate that a guard may get worse by.")
 
 
 class TrackingSettings(Section):

@@ -1,34 +1,25 @@
 """A diagnosis as one HTML file that needs nothing else: what the corpus holds, what is wrong, worst rows to listen to.
 
-Whatever comes from the corpus is data: the template is constant and escapes it, and the page's content security policy
-runs only the script that came with it, by its hash.
+Whatever comes from the corpus is data and never becomes code (`data.pages`).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
-import soundfile
-from markupsafe import Markup
 
 from voxtral_finetune.data import audio
 from voxtral_finetune.data.doctor import Diagnosis, Row, length
 from voxtral_finetune.data.findings import shown
+from voxtral_finetune.data.pages import TEMPLATES, flac, number, render, round_step
 from voxtral_finetune.data.places import SUFFIXES, real
 from voxtral_finetune.errors import DataError
 from voxtral_finetune.run import write_durably
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 MOST_ROWS = 500
 """Rows that are shown; a browser is quick with so many, and nobody reads more."""
@@ -79,10 +70,11 @@ def write(path: Path, diagnosis: Diagnosis, folder: Path) -> None:
 
 def page(diagnosis: Diagnosis, folder: Path, place: Path) -> str:
     """The page about the corpus in `folder`, as it will lie in the folder `place`."""
-    script, style = (_text(f"doctor.{ending}") for ending in ("js", "css"))
     worst = sorted(diagnosis.rows, key=_badness)[:MOST_ROWS]
     sources = _sources(worst, folder, place)
-    return _template().render(
+    return render(
+        TEMPLATES,
+        "doctor",
         name=shown(real(folder).name),
         summary=diagnosis.summary,
         notes=[(TITLES.get(note.kind, note.kind.capitalize()), note) for note in diagnosis.notes],
@@ -93,10 +85,6 @@ def page(diagnosis: Diagnosis, folder: Path, place: Path) -> str:
         histograms=_histograms(diagnosis),
         kinds=_kinds(diagnosis),
         rows=[_cells(row, source) for row, source in zip(worst, sources, strict=True)],
-        script=Markup(script),
-        style=Markup(style),
-        script_hash=_hash(script),
-        style_hash=_hash(style),
     )
 
 
@@ -107,7 +95,7 @@ def histogram(values: list[float]) -> dict[str, Any] | None:
         return None
     data = np.asarray(values)
     low, high = (float(value) for value in np.percentile(data, [0.5, 99.5]))
-    step = _round_step((high - low) / BINS)
+    step = round_step((high - low) / BINS)
     first = math.floor(low / step)
     count = math.floor(high / step) - first + 1
     counts = np.bincount(np.clip(np.floor(data / step) - first, 0, count - 1).astype(int), minlength=count)
@@ -115,23 +103,23 @@ def histogram(values: list[float]) -> dict[str, Any] | None:
     bars = [
         {
             "x": round(LEFT + index * wide + 0.5, 2),
-            "y": round(BOTTOM - number * tall, 2),
+            "y": round(BOTTOM - bar * tall, 2),
             "width": round(max(wide - 1, 0.5), 2),
-            "height": round(number * tall, 2),
-            "title": f"{_number((first + index) * step)} to {_number((first + index + 1) * step)}: {number} rows",
+            "height": round(bar * tall, 2),
+            "title": f"{number((first + index) * step)} to {number((first + index + 1) * step)}: {bar} rows",
         }
-        for index, number in enumerate(counts.tolist())
-        if number
+        for index, bar in enumerate(counts.tolist())
+        if bar
     ]
-    apart = _round_step(count * step / 5)
+    apart = round_step(count * step / 5)
     ticks = range(math.ceil(first * step / apart - 1e-9), math.floor((first + count) * step / apart + 1e-9) + 1)
     labels = [
-        {"x": round(LEFT + (tick * apart / step - first) * wide, 2), "text": _number(tick * apart)} for tick in ticks
+        {"x": round(LEFT + (tick * apart / step - first) * wide, 2), "text": number(tick * apart)} for tick in ticks
     ]
     facts = {
-        "median": _number(float(np.median(data)), 3),
-        "low": _number(data.min(), 3),
-        "high": _number(data.max(), 3),
+        "median": number(float(np.median(data)), 3),
+        "low": number(data.min(), 3),
+        "high": number(data.max(), 3),
     }
     return {"bars": bars, "ticks": labels, "most": int(counts.max()), **facts}
 
@@ -231,36 +219,8 @@ def _embedded(path: Path, row: Row) -> str | None:
         sound = audio.decode(path, row.offset, min(row.seconds or math.inf, MOST_EMBEDDED_SECONDS))
     except DataError:
         return None
-    file = io.BytesIO()
-    soundfile.write(file, sound.wave, sound.rate, format="FLAC", subtype="PCM_16")
-    return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _round_step(step: float) -> float:
-    """The smallest of 1, 2 or 5 times a power of ten that is no less; 0.1 where there is no spread."""
-    if step <= 0:
-        return 0.1
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-def _number(value: float, digits: int = 6) -> str:
-    return f"{value:.{digits}g}".replace("-", "−")
+    return flac(sound.wave, sound.rate)
 
 
 def _short(text: str, most: int = MOST_CHARACTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-@lru_cache(1)
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_text("doctor.html"))
-
-
-def _text(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,22 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Split:
-    """Three disjoint lists; `by` says what they do not share and `note` says it in a sentence."""
+    """Three disjoint lists; `by` says what they do not share and `note` says it in a sentence.
+
+    `replay` are the rows of another corpus that are learned from along with `train`; none is in dev or test.
+    """
 
     train: list[Utterance]
     dev: list[Utterance]
     test: list[Utterance]
     by: str
     note: str
+    replay: list[Utterance] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         lists = {name: [_as_json(row) for row in getattr(self, name)] for name in ("train", "dev", "test")}
-        content = {"format": FORMAT, "by": self.by, "note": self.note, **lists}
+        replayed = {"replay": [_as_json(row) for row in self.replay]} if self.replay else {}
+        content = {"format": FORMAT, "by": self.by, "note": self.note, **lists, **replayed}
         write_durably(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @staticmethod
@@ -66,7 +71,8 @@ class Split:
         if content.get("format") != FORMAT:
             raise RunError(f"{path} was written by another version.", "Start a new run.")
         lists = {name: [_from_json(row) for row in content[name]] for name in ("train", "dev", "test")}
-        return Split(**lists, by=content["by"], note=content["note"])
+        replayed = [_from_json(row) for row in content.get("replay", [])]
+        return Split(**lists, by=content["by"], note=content["note"], replay=replayed)
 
 
 def split(

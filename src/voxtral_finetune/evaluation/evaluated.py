@@ -144,7 +144,7 @@ def _learned(model: str) -> frozenset[str | None]:
     if path is None:
         return frozenset(learned_audio(model))
     divided = Split.load(path)
-    return frozenset(row.sha256 for row in divided.train + divided.dev if row.sha256)
+    return frozenset(row.sha256 for row in divided.train + divided.dev + divided.replay if row.sha256)
 
 
 def _percent(fraction: float | None) -> str:

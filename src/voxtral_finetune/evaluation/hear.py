@@ -32,7 +32,13 @@ def hear(
     progress: Progress | None = None,
 ) -> Transcripts:
     """A test set as a checkpoint hears it; raises as `transcriber` does, and DataError where one cannot be read."""
-    ready, fingerprint = transcriber(checkpoint, device, batch_size, revision)
+    return timed(*transcriber(checkpoint, device, batch_size, revision), recordings, progress)
+
+
+def timed(
+    ready: Transcriber, fingerprint: str, recordings: Sequence[Recording], progress: Progress | None = None
+) -> Transcripts:
+    """What `transcriber` made ready hears, and how long it takes; raises DataError where a recording cannot be read."""
     started = time.monotonic()
     heard = [each for each in ready.hear(recordings, progress) if each is not None]
     took = time.monotonic() - started

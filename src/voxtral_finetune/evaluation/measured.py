@@ -8,6 +8,7 @@ from typing import Any
 from voxtral_finetune.data.split import Split, summary
 from voxtral_finetune.errors import ModelError
 from voxtral_finetune.evaluation.behaviour import behaviour, normalised, read_terms, recall, slices
+from voxtral_finetune.evaluation.guard import Price
 from voxtral_finetune.evaluation.report import Report, Scored
 from voxtral_finetune.evaluation.transcripts import Transcripts
 from voxtral_finetune.evaluation.verdict import compare
@@ -17,7 +18,9 @@ from voxtral_finetune.run import Run
 from voxtral_finetune.settings import Settings
 
 
-def measured(run: Run, settings: Settings, divided: Split, base: Transcripts, tuned: Transcripts) -> Report:
+def measured(
+    run: Run, settings: Settings, divided: Split, base: Transcripts, tuned: Transcripts, price: Price
+) -> Report:
     """The report of a run: `base` and `tuned` are what each model heard in the test set, in its order."""
     rows, models = divided.test, {"base": base, "tuned": tuned}
     references = [row.text for row in rows]
@@ -51,7 +54,9 @@ def measured(run: Run, settings: Settings, divided: Split, base: Transcripts, tu
         model=_model_facts(settings),
         data=_data_facts(divided),
         training=_training_facts(run, settings),
-        warnings=_warnings(settings, divided),
+        warnings=[*_warnings(settings, divided), *price.warnings],
+        guards=price.guards,
+        silence=price.silence,
         behaviour={name: behaviour(references, heard) for name, heard in models.items()},
         slices=slices(rows, counted),
         normalisers=normalised(rows, {name: heard.texts for name, heard in models.items()}),
@@ -73,9 +78,10 @@ def _model_facts(settings: Settings) -> dict[str, Any]:
 
 
 def _data_facts(divided: Split) -> dict[str, Any]:
-    everything = divided.train + divided.dev + divided.test
+    everything = divided.train + divided.dev + divided.test + divided.replay
     return {
         **{name: summary(getattr(divided, name)) for name in ("train", "dev", "test")},
+        **({"replay": summary(divided.replay)} if divided.replay else {}),
         "languages": sorted({row.language for row in everything if row.language}),
         "speakers": len({row.speaker for row in everything if row.speaker}),
         "sources": sorted({row.source for row in everything if row.source}),

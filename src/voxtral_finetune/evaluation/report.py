@@ -46,15 +46,18 @@ class Report:
     """The outcome of a run. The dictionaries hold JSON values; any key may be missing where it is not known.
 
     model     checkpoint, revision, method, preset, license (the Hub's name for it, e.g. apache-2.0)
-    data      train, dev, test: each {"utterances": int, "seconds": float}; languages: list of codes; speakers: int;
-              sources, licences: lists of names; split_by: what test shares nothing of with train (holds "speaker",
-              "text", or is "random"); split_note: a sentence on it
+    data      train, dev, test, and replay where there is one: each {"utterances": int, "seconds": float}; languages:
+              list of codes; speakers: int; sources, licences: lists of names; split_by: what test shares nothing of
+              with train (holds "speaker", "text", or is "random"); split_note: a sentence on it
     training  steps, epochs, best_step, seconds, seconds_to_best, peak_memory_bytes, size_bytes, learning_rate,
               batch_size, …
     behaviour   {"base" and "tuned": what `behaviour.behaviour` gives}
     slices      what `behaviour.slices` gives for "base" and "tuned"
     normalisers what `behaviour.normalised` gives for both: the rates again, under every normaliser that fits
     terms       {"base" and "tuned": what `behaviour.recall` gives}, empty without --terms
+    guards      {"name", "utterances", "base_wer", "tuned_wer", "change", "budget", "broken"} of each --guard, fractions
+    scales      what `scale.table` gives: the strengths of the adapter that were tried on dev and guards, the one kept
+    silence     of so many "clips" without speech, those in which "base" and "tuned" say words; empty without a guard
     """
 
     base: Score
@@ -69,6 +72,9 @@ class Report:
     slices: dict[str, Any] = field(default_factory=dict)
     normalisers: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
+    guards: list[dict[str, Any]] = field(default_factory=list)
+    silence: dict[str, int] = field(default_factory=dict)
+    scales: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
@@ -101,6 +107,9 @@ def table(report: Report) -> str:
         before, after = getattr(base, name), getattr(tuned, name)
         rows.append((name, f"{before}", f"{after}", f"{after - before:+d}"))
     rows += [_rate(name, *pair) for name, pair in _behaved(report).items() if any(pair)]
+    rows += [_rate(f"guard {_printable(one['name'])}", one["base_wer"], one["tuned_wer"]) for one in report.guards]
+    if clips := report.silence:
+        rows.append((f"words in silence, of {clips['clips']}", str(clips["base"]), str(clips["tuned"]), ""))
     lines = aligned(rows)
     lines += ["", f"Difference of the {error_name(base)}: {interval(verdict)}", sentence(verdict, base.unit)]
     lines += [_printable(text) for text in (verdict.note, *(f"Warning: {text}" for text in report.warnings)) if text]

@@ -46,19 +46,32 @@ MARGIN = 64 << 20
 """Bytes beside the weights that a folder may take: the tokenizer is 15 MB."""
 
 
-def export(checkpoint: Path, processor: Any, folder: Path, dtype: torch.dtype, merge: bool) -> None:
+def export(checkpoint: Path, processor: Any, folder: Path, dtype: torch.dtype, merge: bool, scale: float = 1.0) -> None:
     """Writes `checkpoint` to `folder`, whole or not at all.
 
     An adapter stays one (its processor is its base's) unless `merge`; a whole checkpoint is written in `dtype`, that
-    of its base, with the processor.
+    of its base, with the processor. `scale` is how strong an adapter's change is: it is put into the weights
+    themselves, so that everything that loads them gets it.
     """
     with aside(folder) as temporary:
         if adapter_base(str(checkpoint)) is not None and not merge:
             for name in ADAPTER_FILES:
                 shutil.copyfile(checkpoint / name, temporary / name)
+            if scale != 1.0:
+                _scale_file(temporary / ADAPTER_WEIGHTS, scale)
         else:
-            _whole(checkpoint, dtype).save_pretrained(temporary)
+            _whole(checkpoint, dtype, scale).save_pretrained(temporary)
             processor.save_pretrained(temporary)
+
+
+def set_scale(model: Any, scale: float) -> None:
+    """Makes the change of a PEFT model's LoRA layers `scale` times what was learned; 1 is as learned."""
+    from peft.tuners.lora import LoraLayer  # slow to import
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.active_adapters:
+                module.set_scale(name, scale)
 
 
 @contextmanager
@@ -131,14 +144,24 @@ def read(folder: Path, kind: str, processor: Any, device: torch.device) -> tuple
     return load_model(str(folder), device=device), load_processor(str(folder))
 
 
-def _whole(checkpoint: Path, dtype: torch.dtype) -> Any:
+def _scale_file(path: Path, scale: float) -> None:
+    """Multiplies the second matrix of each pair, so that their product is `scale` times what it was."""
+    weights = load_file(path)
+    scaled = {name: weight * scale if ".lora_B." in name else weight for name, weight in weights.items()}
+    save_file(scaled, path, metadata={"format": "pt"})
+
+
+def _whole(checkpoint: Path, dtype: torch.dtype, scale: float = 1.0) -> Any:
     """The model with what was learned in its weights, on the CPU.
 
     The base comes in full precision, also where a run taught it in 4 bits. Merging adds the update in float32 and
     rounds once, so that no float32 copy of the whole model is needed.
     """
     model: Any = load_model(str(checkpoint), device=torch.device("cpu"), dtype=dtype)
-    return model.merge_and_unload() if adapter_base(str(checkpoint)) is not None else model
+    if adapter_base(str(checkpoint)) is None:
+        return model
+    set_scale(model, scale)
+    return model.merge_and_unload()
 
 
 def _write_adapter(source: Path, folder: Path) -> None:

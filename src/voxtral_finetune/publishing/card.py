@@ -32,6 +32,13 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 FOLDERS = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?=\S)(?:[^\s/\\]+[/\\])*")
 """The folders of an absolute path, which would tell how somebody's machine is laid out."""
 
+LEARNED = (
+    ("train", "learned from"),
+    ("replay", "known before, of which a share was heard again"),
+    ("dev", "for choosing when to stop"),
+)
+"""The parts of a run's data that its training used, and what for."""
+
 MAX_TEXT, MAX_ITEMS = 300, 20
 """Characters of one text and texts of one list that a card shows."""
 
@@ -84,8 +91,9 @@ def card(report: Report, settings: dict[str, object], *, adapter: bool) -> Model
         normaliser=plain(report.tuned.normaliser),
         note=plain(report.verdict.note),
         test_lines=_test_lines(report),
+        guards=_guards(report),
         training_lines=_training_lines(report, dataset),
-        settings=_settings({**settings, **report.model, **report.training}),
+        settings=_settings({**settings, **report.model, **report.training, **_scale(report)}),
         adapter=adapter,
         base=f'"{base}"' if published else '"..."  # the base model\'s id on the Hub, or its folder',
         language=two_letters[0] if len(two_letters) == 1 else None,
@@ -166,6 +174,14 @@ def _scores(report: Report) -> list[tuple[str, str, str]]:
     ]
 
 
+def _guards(report: Report) -> list[tuple[str, str, str]]:
+    """(name, error rate before, after) of each guard, and in how many clips without speech words were heard."""
+    rows = [(plain(one["name"]), f"{one['base_wer']:.1%}", f"{one['tuned_wer']:.1%}") for one in report.guards]
+    if clips := report.silence:
+        rows.append((f"words in silence, of {clips['clips']} clips", str(clips["base"]), str(clips["tuned"])))
+    return rows[:MAX_ITEMS]
+
+
 def _test_lines(report: Report) -> list[str]:
     score = report.tuned
     lines = [f"{score.utterances} utterances with {score.words} {score.unit}s{_duration(report.data.get('test'))}"]
@@ -178,7 +194,7 @@ def _test_lines(report: Report) -> list[str]:
 
 def _training_lines(report: Report, dataset: str | None) -> list[str]:
     lines = [f"[{dataset}](https://huggingface.co/datasets/{dataset})"] if dataset else []
-    for part, name in (("train", "learned from"), ("dev", "for choosing when to stop")):
+    for part, name in LEARNED:
         facts = report.data.get(part)
         if isinstance(facts, dict) and isinstance(facts.get("utterances"), int) and facts["utterances"]:
             lines.append(f"{facts['utterances']} utterances {name}{_duration(facts)}")
@@ -189,6 +205,11 @@ def _training_lines(report: Report, dataset: str | None) -> list[str]:
         if names := report.data.get(key):
             lines.append(f"{label}: " + ", ".join(plain(name) for name in list(names)[:MAX_ITEMS]))
     return lines
+
+
+def _scale(report: Report) -> dict[str, float]:
+    kept = [one["scale"] for one in report.scales if one["kept"]]
+    return {"scale": kept[0]} if kept else {}
 
 
 def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
@@ -203,6 +224,7 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         "epochs": ("epochs", "{:g}".format),
         "steps": ("updates", "{}".format),
         "best_step": ("update that was kept", "{}".format),
+        "scale": ("strength of the adapter that was kept, of what was learned", "{:g}".format),
         "seconds": ("training time", _time),
         "peak_memory_bytes": ("peak memory", lambda value: f"{value / 2**30:.1f} GiB"),
         "size_bytes": ("size of the model files", lambda value: f"{value / 1e6:,.1f} MB"),
