@@ -156,6 +156,13 @@ def test_a_failed_run_says_so_in_its_folder_and_keeps_what_it_has(small_checkpoi
     assert (folder / "split.json").exists()
 
 
+def test_a_run_that_was_saved_merged_transcribes_by_its_folder(small_checkpoint, corpus, tmp_path):
+    folder = tmp_path / "run"
+    assert train(small_checkpoint, corpus, folder, "--preset", "voice").exit_code == 0
+    result = invoke("transcribe", folder, next((corpus / "audio").iterdir()))
+    assert result.exit_code == 0, result.output
+
+
 def test_transcribe_check_and_card(small_checkpoint, corpus, tmp_path):
     folder = tmp_path / "run"
     train(small_checkpoint, corpus, folder)

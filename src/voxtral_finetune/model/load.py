@@ -69,7 +69,8 @@ def read_config(checkpoint: str, revision: str | None = None) -> Any:
 
 def load_processor(checkpoint: str, revision: str | None = None) -> VoxtralProcessor:
     """Tokenizer and feature extractor of a checkpoint; of the base, where it is an adapter."""
-    base = adapter_base(local(checkpoint, revision))
+    checkpoint = local(checkpoint, revision)
+    base = adapter_base(checkpoint)
     if base:
         return load_processor(*base)
     read_config(checkpoint, revision)
