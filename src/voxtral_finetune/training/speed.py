@@ -41,7 +41,7 @@ class Speed:
             self._speech += sum(window.seconds for _, _, window in self.timeline.update(update - 1))
 
     def facts(self, update: int, updates: int) -> dict[str, Any]:
-        """For a step event: since the last one, but time left from all of this session."""
+        """For a step event: since the last one, but time left from all since it began or was resumed."""
         now = time.monotonic()
         before, last, speech = self._since
         self._since = (now, update, self._speech)

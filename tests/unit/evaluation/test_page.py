@@ -52,7 +52,7 @@ def finished(folder: Path, texts: list[Texts] = PLAIN, speaker: str = "ana", **s
             *([each.errors for each in found] for found in pairs.values()), [e.words for e in pairs["base"]]
         ),
         utterances=scored,
-        model={"checkpoint": "/home/ana/secret/base", "method": "lora"},
+        model={"checkpoint": "/data/ana/secret/base", "method": "lora"},
         data={"test": {"utterances": len(rows), "seconds": 3.6}},
         training={"seconds": 90.0, "best_step": 10},
         slices=slices(rows, pairs),
@@ -127,7 +127,7 @@ def test_what_was_measured_is_there(tmp_path: Path) -> None:
     assert found["rows"][1]["after"][1] == ["i", "", "low"]
     assert sum(bool(row["clip"]) for row in found["rows"]) == 6
     assert found["rows"][0]["clip"].startswith("data:audio/flac;base64,")
-    assert "/home/ana" not in text and str(tmp_path) not in text
+    assert "/data/ana" not in text and str(tmp_path) not in text
 
 
 def test_missing_facts_are_left_out(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_curve_keeps_what_was_done_last_and_leaves_out_what_is_no_number() -> 
 
 
 def test_only_the_last_name_of_a_path_is_shown() -> None:
-    assert [private(value) for value in ("/home/a/b/", "~/x", "C:\\a\\b", "mistralai/V", 3)] == [
+    assert [private(value) for value in ("/data/a/b/", "~/x", "C:\\a\\b", "mistralai/V", 3)] == [
         *("…/b", "…/x", "…/b", "mistralai/V", 3)
     ]
 
@@ -236,12 +236,12 @@ def test_runs_with_other_test_sets_are_not_comparable(tmp_path: Path, change: st
 
 def test_compare_on_the_command_line(tmp_path: Path) -> None:
     one = finished(tmp_path / "a" / "<b>one")
-    two = finished(tmp_path / "b" / "<b>one", model_checkpoint="/home/ana/base")
+    two = finished(tmp_path / "b" / "<b>one", model_checkpoint="/data/ana/base")
     path = tmp_path / "runs.html"
     result = CliRunner().invoke(main, ["compare", str(one.folder), str(two.folder), "--html", str(path)])
-    assert result.exit_code == 0 and "a/<b>one" in result.output and "/home/ana/base" in result.output
+    assert result.exit_code == 0 and "a/<b>one" in result.output and "/data/ana/base" in result.output
     text = path.read_text()
-    assert "b" not in [tag for tag, _ in Elements(text).found] and "/home/ana" not in text and "…/base" in text
+    assert "b" not in [tag for tag, _ in Elements(text).found] and "/data/ana" not in text and "…/base" in text
     with pytest.raises(RunError):
         compared([tmp_path / "none"])
     assert CliRunner().invoke(main, ["compare", str(tmp_path / "none")]).exit_code == 1
