@@ -18,7 +18,7 @@ from voxtral_finetune.data.split import Split
 from voxtral_finetune.errors import DataError, RunError
 from voxtral_finetune.evaluation.curves import curves
 from voxtral_finetune.evaluation.marks import marks
-from voxtral_finetune.evaluation.report import Report, Scored, error_name, interval
+from voxtral_finetune.evaluation.report import Report, Scored, duration, error_name, interval
 from voxtral_finetune.evaluation.verdict import sentence
 from voxtral_finetune.run import Run, write_durably
 from voxtral_finetune.settings import read_config
@@ -239,13 +239,6 @@ def private(value: Any) -> Any:
     if not isinstance(value, str) or not PLACE.match(value):
         return value
     return "…/" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that is read best."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 MEASURED = {

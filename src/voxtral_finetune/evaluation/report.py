@@ -174,3 +174,10 @@ def _rate(name: str, before: float, after: float) -> tuple[str, str, str, str]:
 def _printable(text: str) -> str:
     """One line without control characters: a warning may quote a file's name, and a terminal obeys some of them."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that is read best."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -14,7 +14,7 @@ from typing import Any
 import pycountry
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from voxtral_finetune.evaluation.report import Report, error_name, interval
+from voxtral_finetune.evaluation.report import Report, duration, error_name, interval
 from voxtral_finetune.evaluation.verdict import sentence
 from voxtral_finetune.run import write_durably
 from voxtral_finetune.settings import read_config
@@ -184,7 +184,7 @@ def _guards(report: Report) -> list[tuple[str, str, str]]:
 
 def _test_lines(report: Report) -> list[str]:
     score = report.tuned
-    lines = [f"{score.utterances} utterances with {score.words} {score.unit}s{_duration(report.data.get('test'))}"]
+    lines = [f"{score.utterances} utterances with {score.words} {score.unit}s{_of_speech(report.data.get('test'))}"]
     if score.empty_references:
         lines.append(f"{score.empty_references} of them have an empty transcript: each word heard there is an error")
     if note := report.data.get("split_note"):
@@ -197,7 +197,7 @@ def _training_lines(report: Report, dataset: str | None) -> list[str]:
     for part, name in LEARNED:
         facts = report.data.get(part)
         if isinstance(facts, dict) and isinstance(facts.get("utterances"), int) and facts["utterances"]:
-            lines.append(f"{facts['utterances']} utterances {name}{_duration(facts)}")
+            lines.append(f"{facts['utterances']} utterances {name}{_of_speech(facts)}")
     speakers = report.data.get("speakers")
     if isinstance(speakers, int) and speakers:
         lines.append(f"{speakers} speaker{'s' if speakers > 1 else ''}")
@@ -225,7 +225,7 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         "steps": ("updates", "{}".format),
         "best_step": ("update that was kept", "{}".format),
         "scale": ("strength of the adapter that was kept, of what was learned", "{:g}".format),
-        "seconds": ("training time", _time),
+        "seconds": ("training time", duration),
         "peak_memory_bytes": ("peak memory", lambda value: f"{value / 2**30:.1f} GiB"),
         "size_bytes": ("size of the model files", lambda value: f"{value / 1e6:,.1f} MB"),
     }
@@ -239,15 +239,9 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _duration(facts: Any) -> str:
+def _of_speech(facts: Any) -> str:
     seconds = facts.get("seconds") if isinstance(facts, dict) else None
-    return f", {_time(seconds)} of speech" if isinstance(seconds, int | float) else ""
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return f", {duration(seconds)} of speech" if isinstance(seconds, int | float) else ""
 
 
 def _together(names: list[str]) -> str:
